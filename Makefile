@@ -1,0 +1,40 @@
+# The commands a person needs. `make` alone lists them.
+# DATA: a folder in Kaggle's layout, kaggle, or phantom.  PROFILE: smoke or full.
+PYTHON ?= python3
+DATA ?= $(or $(CXR_DATA),phantom)
+PROFILE ?= $(or $(CXR_PROFILE),smoke)
+SEED ?= $(or $(CXR_SEED),0)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SETTINGS = CXR_DATA="$(DATA)" CXR_PROFILE="$(PROFILE)" CXR_SEED="$(SEED)"
+
+.DEFAULT_GOAL := help
+.PHONY: help run publish test bench badges lint
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+		"This is Python %d.%d; the packages need 3.11 to 3.13. Say for example: make PYTHON=python3.13" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+run: $(READY)  ## execute all notebooks (DATA=phantom PROFILE=smoke by default); NAMES=... for some
+	$(SETTINGS) $(BIN)/python tests/tools/run.py $(NAMES)
+
+publish: $(READY)  ## the same, and write the outputs over the committed notebooks
+	$(SETTINGS) $(BIN)/python tests/tools/run.py --publish $(NAMES)
+
+test: $(READY)  ## the whole test suite: ruff, pytest, and nbval on phantoms
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest
+
+bench: $(READY)  ## timings as ratios, into results/bench.json (DATA=folder ORIGINALS=folder)
+	CXR_DATA="$(DATA)" CXR_ORIGINALS="$(ORIGINALS)" $(BIN)/python tests/tools/bench.py
+
+badges: $(READY)  ## REPO=owner/name: point badges and set-up cells at another public repository
+	$(BIN)/python tests/tools/badges.py $(REPO)

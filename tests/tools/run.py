@@ -1,0 +1,94 @@
+"""Executes the notebooks in order, as `make run` and `make publish` do.
+
+    python tests/tools/run.py [--publish] [NAME ...]
+
+What a cell prints is shown as it comes. The executed copies go under the output folder; only
+`--publish` writes them over the committed notebooks, and then only if all of them finished.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class EchoingClient(NotebookClient):
+    """Shows on the terminal what the cells print, while they run."""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            sys.stdout.write(msg["content"]["text"])
+            sys.stdout.flush()
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(path):
+    """Runs one notebook in its own folder.
+
+    Returns:
+        (notebook, error): the notebook with its outputs, and the exception of a failed cell
+        or None.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = EchoingClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        coalesce_streams=True,
+    )
+    error = None
+    try:
+        client.execute()
+    except CellExecutionError as failure:
+        error = failure
+    for cell in notebook.cells:  # times of day and editor state would differ in every run
+        cell.metadata.pop("execution", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
+    return notebook, error
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--publish", action="store_true", help="write over notebooks/")
+    parser.add_argument("names", nargs="*", help="notebooks by name; all of them by default")
+    options = parser.parse_args()
+    # The kernel must be this Python, whatever kernels the machine has registered.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    for name in ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS"):
+        value = os.environ.get(name, "")  # relative to this folder, not to notebooks/
+        if value not in ("", "kaggle", "phantom", "imagenet"):
+            os.environ[name] = str(Path(value).expanduser().absolute())
+    out = Path(os.environ.get("CXR_OUT") or PROJECT / "artifacts").expanduser().absolute()
+    done = {}
+    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        if options.names and path.stem not in options.names:
+            continue
+        started = time.monotonic()
+        print(f"--- {path.stem} ".ljust(88, "-"), flush=True)
+        notebook, error = execute(path)
+        copy = out / "executed" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, copy)
+        if error:
+            sys.exit(f"{error}\n{path.stem} stopped; its outputs so far are in {copy}")
+        print(f"--- {path.stem}: {time.monotonic() - started:.0f} s, outputs in {copy}", flush=True)
+        done[path] = notebook
+    if not done:
+        sys.exit(f"no such notebook: {', '.join(options.names)}")
+    if options.publish:
+        for path, notebook in done.items():
+            nbformat.write(notebook, path)
+            print(f"published {path.relative_to(PROJECT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,907 @@
+"""What the five notebooks share. Read it once from top to bottom:
+
+1. Settings and set-up     five settings, one `setup` call, atomic writes
+2. Finding the images      folder, Kaggle's input, data/chest_xray, download, phantoms
+3. The index and the parts file names to classes and patients; train, validation, test
+4. Packed images           decoded once, one memory-mapped file
+5. Pipelines               tf.data from the packed file
+6. Stages                  what a notebook leaves behind for the next one
+7. Figures                 colours, and a grid of images
+
+A notebook holds the report's story: architecture, optimizer, callbacks, what a figure says.
+This file holds what the story does not need to explain.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import uuid
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """TensorFlow's start-up lines go to file descriptor 2, past every Python setting."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with _without_stderr():
+    import keras
+    import tensorflow as tf
+
+PROJECT = Path(__file__).resolve().parent
+CLASSES = {2: ("normal", "pneumonia"), 3: ("normal", "bacterial", "viral")}
+SIDE = 224  # pixels, the report's choice (section I)
+
+
+class CxrError(RuntimeError):
+    """Something a person can mend: the message names it and says what to do next."""
+
+
+# --- 1. Settings and set-up ---------------------------------------------------------------
+
+SETTINGS = {  # environment variable: default
+    "CXR_DATA": "",
+    "CXR_PROFILE": "full",
+    "CXR_SEED": "0",
+    "CXR_OUT": "",
+    "CXR_INCEPTION_WEIGHTS": "imagenet",
+}
+SMOKE = {"train": 512, "validation": 128, "test": 200}  # images at most in the smoke profile
+DRIVE = Path("/content/drive")
+DRIVE_OUT = "MyDrive/chest_xray_pneumonia"
+LOCAL = Path("/content/cxr_local")  # Colab's own disk: fast, and gone with the session
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The settings of one notebook run, resolved.
+
+    Attributes:
+        data: a folder, "kaggle", "phantom", or "" (look for a folder, else Kaggle).
+        profile: "full" as the report trains, or "smoke": few images, 2 epochs, same layers.
+        seed: drives the split, the initial weights, the shuffling and the flips.
+        out: folder of weights and results; real full runs, smoke runs and phantoms never share.
+        cache: folder of packed images (and frozen features), on a fast disk.
+        keep: folder where the cache is kept between sessions (Drive on Colab), or None.
+        inception: "imagenet" or a weights file for InceptionV3.
+    """
+
+    data: str
+    profile: str
+    seed: int
+    out: Path
+    cache: Path
+    keep: Path | None
+    inception: str
+
+    @property
+    def smoke(self):
+        return self.profile == "smoke"
+
+
+def setup(data="", profile="", seed="", out="", inception=""):
+    """Resolves the settings, seeds everything, and prints what this run stands on.
+
+    Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
+    means the environment variable (`CXR_DATA`, `CXR_PROFILE`, `CXR_SEED`, `CXR_OUT`,
+    `CXR_INCEPTION_WEIGHTS`), and failing that its default.
+
+    Returns:
+        A `Run`.
+
+    Raises:
+        CxrError: a setting that cannot be, or an output folder that cannot be written.
+    """
+    given = dict(zip(SETTINGS, (data, profile, seed, out, inception), strict=True))
+    value = {
+        name: str(given[name]).strip() or os.environ.get(name, "").strip() or default
+        for name, default in SETTINGS.items()
+    }
+    if value["CXR_PROFILE"] not in ("full", "smoke"):
+        raise CxrError(f"CXR_PROFILE is {value['CXR_PROFILE']!r}: say full or smoke.")
+    if not re.fullmatch(r"\d{1,9}", value["CXR_SEED"]):
+        raise CxrError(f"CXR_SEED is {value['CXR_SEED']!r}: say a whole number from 0.")
+    out, keep_cache = _output_folder(value["CXR_OUT"])
+    apart = [value["CXR_DATA"]] if value["CXR_DATA"] == "phantom" else []
+    apart += [value["CXR_PROFILE"]] if value["CXR_PROFILE"] == "smoke" else []
+    run = Run(
+        data=value["CXR_DATA"],
+        profile=value["CXR_PROFILE"],
+        seed=int(value["CXR_SEED"]),
+        out=out.joinpath(*(["-".join(apart)] if apart else []), f"seed-{value['CXR_SEED']}"),
+        cache=LOCAL / "cache" if keep_cache else out / "cache",
+        keep=out / "cache" if keep_cache else None,
+        inception=value["CXR_INCEPTION_WEIGHTS"],
+    )
+    for folder in filter(None, (run.out, run.cache, run.keep)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic(folder / ".writable") as part:
+                part.touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise CxrError(
+                f"Cannot write in {folder} ({error.strerror}). "
+                "Set CXR_OUT (the form field OUT) to a folder that can be written."
+            ) from error
+
+    keras.utils.set_random_seed(run.seed)
+    if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
+        tf.config.experimental.enable_op_determinism()
+    print(
+        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, NumPy {np.__version__}\n"
+        f"device   {device_name()}\n"
+        f"run      profile {run.profile}, seed {run.seed}\n"
+        f"results  {shown(run.out)}"
+    )
+    if run.data == "phantom":
+        line = "PHANTOMS: drawn stand-ins, not X-rays. No number below says anything about lungs."
+        print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}")
+    return run
+
+
+def accelerators():
+    """The GPUs or TPU cores TensorFlow sees."""
+    with _without_stderr():
+        return [d for d in tf.config.list_physical_devices() if d.device_type in ("GPU", "TPU")]
+
+
+def device_name():
+    """What trains here, in words: "2 x Tesla T4", or "CPU, 2 cores"."""
+    details = tf.config.experimental.get_device_details
+    names = [details(device).get("device_name", device.device_type) for device in accelerators()]
+    if not names:
+        return f"CPU, {os.cpu_count()} cores"
+    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+
+
+def _output_folder(setting):
+    """(folder, whether its cache is a slow copy that is worked on elsewhere)."""
+    in_colab = "google.colab" in sys.modules
+    if setting:
+        folder = Path(setting).expanduser().absolute()
+        return folder, in_colab and DRIVE in folder.parents
+    if in_colab:
+        from google.colab import drive
+
+        try:
+            drive.mount(str(DRIVE))
+            return DRIVE / DRIVE_OUT, True
+        except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
+            print(
+                f"Drive was not mounted ({type(error).__name__}: {error}): what this session "
+                "makes stays on Colab's disk and goes with it. Run this cell again to retry."
+            )
+            return LOCAL, False
+    if Path("/kaggle/working").is_dir():
+        return Path("/kaggle/working/artifacts"), False
+    return PROJECT / "artifacts", False
+
+
+def shown(path):
+    """A path as printed in a notebook: relative to the project where it lies inside."""
+    path = Path(path)
+    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Gives a temporary path beside `path`, which takes its name only when the block succeeds.
+
+    Raises:
+        CxrError: the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(".*.part"):  # left by a killed run; a live one keeps writing
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > 600:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CxrError(
+                f"No space left while writing {path}. Free some, or set CXR_OUT to a folder on "
+                "a larger disk. Nothing half-written was kept."
+            ) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Writes a dict, with a checksum of its own, in one step."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    content["checksum"] = _json_checksum(content)
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    """Reads what `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CxrError: the file is damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("checksum") == _json_checksum(content):
+            return content
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise CxrError(f"{shown(path)} is damaged: delete it, and run again what made it.")
+
+
+def _json_checksum(content):
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def progress(items, what, unit="image"):
+    """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
+    live = sys.stdout.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        items, desc=what, unit=unit, file=sys.stdout, ncols=88, ascii=" .:#",
+        mininterval=0.5 if live else 15,
+    )  # fmt: skip
+
+
+# --- 2. Finding the images ----------------------------------------------------------------
+
+KAGGLE_SET = "paultimothymooney/chest-xray-pneumonia"
+KAGGLE_HANDLE = f"{KAGGLE_SET}/versions/2"
+KAGGLE_KEY = "kaggle-2"  # names the packed file of a downloaded set
+KAGGLE_INPUT = Path("/kaggle/input")
+LOCAL_SET = PROJECT / "data" / "chest_xray"
+ORIGINALS = PROJECT / "data" / "originals"
+SPLITS, KINDS = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")
+
+
+def image_root(folder):
+    """The folder that directly holds train/, val/ and test/, or None.
+
+    Kaggle's archive nests them in chest_xray/, with a second copy in chest_xray/chest_xray/
+    and a __MACOSX folder of leftovers; both are left alone.
+    """
+    folder = Path(folder)
+    for root in (folder, folder / "chest_xray", folder / "chest_xray" / "chest_xray"):
+        if any((root / split).is_dir() for split in SPLITS):
+            return root
+    return None
+
+
+def find_images(run, download=True):
+    """Finds the data set: a named folder, Kaggle's input, data/chest_xray, else a download.
+
+    Phantoms are drawn only when `run.data` is "phantom".
+
+    Args:
+        run: `Run`.
+        download: False to stop before the download.
+
+    Returns:
+        (root, source): the folder that holds train/, val/, test/, or None where only the
+        download is left; and "phantom", "folder" or "kaggle" (version 2 as downloaded).
+
+    Raises:
+        CxrError: nothing was found; the message lists what was tried and the ways out.
+    """
+    tried = []
+
+    def look(folder, called):
+        root = image_root(folder)
+        if root is None:
+            there = "holds no train, val or test" if Path(folder).is_dir() else "no such folder"
+            tried.append(f"{called}: {there}")
+        return root
+
+    if run.data == "phantom":
+        return _phantoms(run), "phantom"
+    if run.data and run.data != "kaggle":
+        if root := look(Path(run.data).expanduser(), f"CXR_DATA={run.data}"):
+            return root, "folder"
+    else:
+        if not run.data:
+            tried.append("CXR_DATA: not set")
+            owner, name = KAGGLE_SET.split("/")
+            for mounted in (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name):
+                if root := look(mounted, str(mounted)):
+                    return root, "folder"
+            if root := look(LOCAL_SET, "data/chest_xray"):
+                return root, "folder"
+        if not download:
+            return None, "kaggle"
+        print(f"Downloading {KAGGLE_HANDLE} with kagglehub (about 2.3 GB, no login needed)")
+        try:
+            import kagglehub
+
+            if root := look(kagglehub.dataset_download(KAGGLE_HANDLE), "kagglehub's download"):
+                return root, "kaggle"
+        except Exception as error:  # network, quota, disk: whatever it is, say it and go on
+            tried.append(f"download with kagglehub: {type(error).__name__}: {error}")
+    raise CxrError(
+        "No chest X-ray images found. Tried:\n"
+        + "\n".join(f"  {number}. {what}" for number, what in enumerate(tried, 1))
+        + "\nWays out:\n"
+        "  - set CXR_DATA (the form field DATA) to the folder that holds train, val and test;\n"
+        "  - fetch the set by hand into data/chest_xray, as data/README.md says;\n"
+        "  - in a Kaggle notebook: Add Input, search chest-xray-pneumonia;\n"
+        "  - to try the notebooks without X-rays: CXR_DATA=phantom."
+    )
+
+
+def _phantoms(run):
+    path = PROJECT / "data" / "phantom.py"
+    spec = importlib.util.spec_from_file_location("phantom", path)
+    phantom = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(phantom)
+    folder = run.cache / f"phantoms-v{phantom.VERSION}"
+    if not folder.exists():
+        phantom.make_phantoms(folder, progress=lambda items: progress(items, "drawing phantoms"))
+    return folder
+
+
+# --- 3. The index and the parts -----------------------------------------------------------
+
+_PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_\d+(?:_\d+)?\.(?:jpe?g|png)", re.I)
+_NORMAL_NAME = re.compile(r"(NORMAL2-IM|IM)-(\d+)-\d+(?:-\d+)?\.(?:jpe?g|png)", re.I)
+
+
+def parse_name(kind, name):
+    """(class, series, number) of a file name in a folder NORMAL or PNEUMONIA, else None."""
+    if kind == "NORMAL" and (found := _NORMAL_NAME.fullmatch(name)):
+        return "normal", found[1].upper(), int(found[2])
+    if kind == "PNEUMONIA" and (found := _PNEUMONIA_NAME.fullmatch(name)):
+        series = found[2].lower()
+        return {"bacteria": "bacterial", "virus": "viral"}[series], series, int(found[1])
+    return None
+
+
+def read_index(root):
+    """One row per image, from folder and file names alone.
+
+    Args:
+        root: the folder that holds train/, val/ and test/.
+
+    Returns:
+        DataFrame, sorted by `file`, with the string columns file (relative, with slashes),
+        split (Kaggle's folder), class2, class3 (names from CLASSES), series (bacteria, virus,
+        IM or NORMAL2-IM) and patient: series and number, because each series counts anew.
+
+    Raises:
+        CxrError: folders that are missing or empty and names of an unknown form, all at once.
+    """
+    root, rows, wrong = Path(root), [], []
+    for split in SPLITS:
+        for kind in KINDS:
+            folder = root / split / kind
+            try:
+                names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            except OSError as error:
+                wrong.append(f"{split}/{kind}: {error.strerror}")
+                continue
+            if not names:
+                wrong.append(f"{split}/{kind}: empty folder")
+            for name in names:
+                file = f"{split}/{kind}/{name}"
+                parsed = parse_name(kind, name)
+                if parsed is None:
+                    wrong.append(f"{file}: not a name of this set")
+                    continue
+                label, series, number = parsed
+                class2 = "normal" if label == "normal" else "pneumonia"
+                rows.append((file, split, class2, label, series, f"{series}-{number}"))
+    if wrong:
+        raise CxrError(
+            f"{root} is not the set in Kaggle's layout:\n"
+            + "\n".join(f"  {line}" for line in wrong)
+            + "\nFetch it anew as data/README.md says, or move what does not belong there."
+        )
+    columns = ["file", "split", "class2", "class3", "series", "patient"]
+    return pd.DataFrame(sorted(rows), columns=columns)
+
+
+def assign_parts(index, seed, by="image", fraction=0.2, smoke=False):
+    """Says for each image what it is used for (the report's Fig. 1).
+
+    A fifth of Kaggle's train folder becomes the validation set, drawn with the same share of
+    each of the three classes, so that stages with two and with three classes share one split.
+    Kaggle's own val folder stays out ("unused"): 16 images, none of them viral, are too few to
+    stop a training by, and adding them would no longer be the report's 20%.
+
+    Args:
+        index: DataFrame of `read_index`.
+        seed: integer; the same seed gives the same parts on any machine.
+        by: "image" as the report draws, or "patient": all images of a patient on one side.
+        fraction: share of the images, or of the patients, in Kaggle's train folder.
+        smoke: keep only SMOKE images of each part, the others become "unused".
+
+    Returns:
+        Series of "train", "validation", "test" or "unused", indexed as `index`.
+    """
+    part = index["split"].map({"train": "train", "val": "unused", "test": "test"})
+    pool = index[index["split"] == "train"]
+    if by == "patient":
+        # Every patient has one class, so patients can be drawn as images are. (The folds of
+        # StratifiedGroupKFold would differ between versions of scikit-learn.)
+        patients = pool.groupby("patient")["class3"].first()
+        _, chosen = train_test_split(
+            patients.index, test_size=fraction, stratify=patients, random_state=seed
+        )
+        part[pool.index[pool["patient"].isin(chosen)]] = "validation"
+    elif by == "image":
+        _, chosen = train_test_split(
+            pool.index, test_size=fraction, stratify=pool["class3"], random_state=seed
+        )
+        part[chosen] = "validation"
+    else:
+        raise CxrError(f"by is {by!r}: say image or patient.")
+    for name, most in SMOKE.items() if smoke else ():
+        rows = index[part == name]
+        if len(rows) > most:
+            _, dropped = train_test_split(
+                rows.index, train_size=most, stratify=rows["class3"], random_state=seed
+            )
+            part[dropped] = "unused"
+    return part.rename("part")
+
+
+# --- 4. Packed images ---------------------------------------------------------------------
+
+PACK_VERSION = 1
+MOST_PIXELS = 60_000_000  # the largest original has 5 million; more is a mistake or a bomb
+LEAST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The whole set, decoded and resized once.
+
+    Attributes:
+        index: DataFrame of `read_index`, and of each original: width, height (pixels), mode.
+        pixels: memory-mapped uint8, (images, 224, 224) if the three channels are equal
+            everywhere, else (images, 224, 224, 3); row i belongs to row i of `index`.
+        source: "kaggle", "folder" or "phantom".
+        name: the source in words, with no path of this machine.
+        fingerprint: SHA-256 of names and pixels: the same images have the same one anywhere.
+        root: folder of the originals, or None in a Colab session that found the packed file.
+        examples: folder with one original per class, kept beside the packed file.
+    """
+
+    index: pd.DataFrame
+    pixels: np.memmap
+    source: str
+    name: str
+    fingerprint: str
+    root: Path | None
+    examples: Path
+
+    @property
+    def resized(self):
+        """Whether the set is a copy that somebody already brought to 224 x 224."""
+        return bool((self.index[["width", "height"]] == SIDE).all(axis=None))
+
+
+def read_image(path):
+    """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
+    interpolation="nearest")` does (report, section I).
+
+    Returns:
+        (pixels, size, mode): uint8 (224, 224) where the three channels are equal, else
+        (224, 224, 3); (width, height) and Pillow's mode of the original.
+
+    Raises:
+        CxrError, OSError and others: the file cannot be used; the message says why.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise CxrError(f"{width} x {height} pixels: too large for an X-ray, not decoded")
+        if min(width, height) < LEAST_SIDE:
+            raise CxrError(f"{width} x {height} pixels: too small for an X-ray")
+        if image.mode.startswith(("I", "F")):
+            raise CxrError("more than 8 bits per channel, which load_img would cut off at 255")
+        # Nearest neighbours first, then colours: the same pixels, for a tenth of the work.
+        small = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        pixels = np.asarray(small if small.mode == "L" else small.convert("RGB"))
+        if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+            pixels = np.ascontiguousarray(pixels[..., 0])
+        return pixels, (width, height), image.mode
+
+
+def open_images(run):
+    """Finds, checks and packs the images, or maps the file an earlier run packed.
+
+    The packed file is found again by the names, sizes and times of the files it was made from;
+    a downloaded set by its version alone, so that a new Colab session needs no download. It
+    arrives complete or not at all.
+
+    Returns:
+        `Images`.
+
+    Raises:
+        CxrError: nothing found, or files that cannot be used (all of them, by name).
+    """
+    started = time.perf_counter()
+    root, source = find_images(run, download=False)
+    images = _open_pack(run, KAGGLE_KEY) if root is None else None
+    if images is None:
+        if root is None:
+            root, source = find_images(run)
+        index = read_index(root)
+        key = KAGGLE_KEY if source == "kaggle" else _pack_key(root, index)
+        images = _open_pack(run, key, root)
+        if images is None:
+            _pack(run, key, root, source, index)
+            images = _open_pack(run, key, root)
+    if images is None:
+        raise CxrError(f"{run.cache} does not give back what is written to it: set CXR_OUT.")
+    print(
+        f"images   {len(images.index):,} from {images.name}, "
+        f"fingerprint {images.fingerprint[:12]}\n"
+        f"packed   {images.pixels.shape} uint8, {images.pixels.nbytes / 1e6:.0f} MB, "
+        f"ready in {time.perf_counter() - started:.1f} s"
+    )
+    return images
+
+
+def _pack_key(root, index):
+    digest = hashlib.sha256(f"{PACK_VERSION} {SIDE} nearest\n".encode())
+    for file in index["file"]:
+        try:
+            facts = os.stat(root / file)
+            digest.update(f"{file}\t{facts.st_size}\t{facts.st_mtime_ns}\n".encode())
+        except OSError as error:  # a broken link: reported by name when it is read
+            digest.update(f"{file}\t{error.strerror}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _pack_paths(folder, key):
+    """The packed file, its sidecar (written last: only then is it there), the examples."""
+    name = f"images-v{PACK_VERSION}-{key}"
+    return folder / f"{name}.uint8", folder / f"{name}.json", folder / f"{name}-examples"
+
+
+def _open_pack(run, key, root=None):
+    """The packed set of this key, checked; None where there is none or it is damaged."""
+    packed, sidecar, examples = _pack_paths(run.cache, key)
+    if run.keep and not sidecar.exists():
+        _copy_pack(run.keep, run.cache, key)
+    try:
+        facts = read_json(sidecar)
+        pixels = np.memmap(packed, np.uint8, "r", shape=tuple(facts["shape"]))
+        if packed.stat().st_size != pixels.nbytes or _checksums(packed)[0] != facts["crc32"]:
+            raise ValueError("its content is not what was written")
+        index = pd.DataFrame(facts["index"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, CxrError) as error:
+        print(f"The packed file {shown(packed)} is damaged ({error}): packing the images again.")
+        for folder in filter(None, (run.cache, run.keep)):
+            _pack_paths(folder, key)[1].unlink(missing_ok=True)
+        return None
+    return Images(
+        index, pixels, facts["source"], facts["name"], facts["fingerprint"], root, examples
+    )
+
+
+def _copy_pack(source, target, key):
+    packed, sidecar, examples = _pack_paths(source, key)
+    if sidecar.exists():
+        for old in (packed, *examples.glob("*"), sidecar):
+            with atomic(target / old.relative_to(source)) as part:
+                shutil.copyfile(old, part)
+
+
+def _checksums(path, digest=None):
+    """(CRC-32, digest) of a file, read piece by piece: mapping it would fill the memory."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            crc = zlib.crc32(piece, crc)
+            if digest:
+                digest.update(piece)
+    return crc, digest
+
+
+def _pack(run, key, root, source, index):
+    """Reads every file of `index` and writes the packed file, the examples, the sidecar."""
+    packed, sidecar, examples = _pack_paths(run.cache, key)
+    room = len(index) * SIDE * SIDE
+    if shutil.disk_usage(run.cache).free < room:
+        raise CxrError(
+            f"Packing the images takes {room / 1e6:.0f} MB in {run.cache}, more than is free. "
+            "Free some, or set CXR_OUT to a folder on a larger disk."
+        )
+
+    def read(file):
+        try:
+            return read_image(root / file)
+        except Exception as error:  # Pillow raises many kinds; each file's is reported
+            reason = str(error).replace(str(root / file), "the file").replace("\n", " ")
+            return f"{file}: {reason or type(error).__name__}"
+
+    broken, originals, colour = [], [], False
+    with (
+        atomic(packed) as part,
+        open(part, "wb+") as file,
+        ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool,
+        progress(range(len(index)), "packing images") as bar,
+    ):
+        for start in range(0, len(index), 256):  # a few at a time: memory stays flat
+            for result in pool.map(read, index["file"][start : start + 256]):
+                bar.update()
+                if isinstance(result, str):
+                    broken.append(result)
+                elif not broken:
+                    pixels, size, mode = result
+                    if pixels.ndim == 3 and not colour:
+                        _widen(file, len(originals))
+                        colour = True
+                    file.write(three_channels(pixels) if colour else pixels)
+                    originals.append((*size, mode))
+        if broken:
+            raise CxrError(
+                f"{len(broken)} of {len(index)} files in {root} cannot be used:\n"
+                + "\n".join(f"  {line}" for line in broken)
+                + "\nFetch them anew (data/README.md), or move them out of the folder."
+            )
+    names = hashlib.sha256("\n".join(index["file"]).encode())
+    crc, content = _checksums(packed, names)
+    index = index.join(pd.DataFrame(originals, columns=["width", "height", "mode"]))
+    for label in CLASSES[3]:
+        rows = index[(index["class3"] == label) & (index["split"] == "train")]
+        for file in rows["file"][:1]:
+            with atomic(examples / f"{label}{Path(file).suffix}") as part:
+                shutil.copyfile(root / file, part)
+    facts = {
+        "source": source,
+        "name": {
+            "kaggle": f"Kaggle, {KAGGLE_HANDLE}",
+            "phantom": "phantoms (not X-rays)",
+        }.get(source, f"the folder {root.name}"),
+        "fingerprint": content.hexdigest(),
+        "crc32": crc,
+        "shape": (len(index), SIDE, SIDE) + ((3,) if colour else ()),
+        "index": index.to_dict("list"),
+    }
+    write_json(sidecar, facts)
+    if run.keep:
+        _copy_pack(run.cache, run.keep, key)
+
+
+def three_channels(pixels):
+    """One packed image as (224, 224, 3), uint8."""
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def _widen(file, count):
+    """Widens the first `count` grey images of an open file in place, from the last one back."""
+    for row in reversed(range(count)):
+        file.seek(row * SIDE * SIDE)
+        grey = np.frombuffer(file.read(SIDE * SIDE), np.uint8).reshape(SIDE, SIDE)
+        file.seek(row * SIDE * SIDE * 3)
+        file.write(three_channels(grey))
+    file.seek(count * SIDE * SIDE * 3)
+
+
+def original_sizes(images):
+    """Sizes of the originals: the set's own, or, where the set is a resized copy, those of the
+    files in data/originals (same layout, any number of files; optional).
+
+    Returns:
+        DataFrame with the columns class3, width, height (pixels) and path; empty where there
+        are no originals. `path` is None where a later Colab session has the packed file only.
+    """
+    if not images.resized:
+        table = images.index[["class3", "width", "height"]]
+        return table.assign(path=[images.root and images.root / f for f in images.index["file"]])
+    rows = []
+    for path in sorted(ORIGINALS.rglob("*.*")):
+        if parsed := parse_name(path.parent.name, path.name):
+            with Image.open(path) as image:
+                rows.append((parsed[0], *image.size, path))
+    return pd.DataFrame(rows, columns=["class3", "width", "height", "path"])
+
+
+def original_file(images, label):
+    """Path of one original of a class; of the set's own file where there are no originals."""
+    table = original_sizes(images)
+    for path in table.loc[table["class3"] == label, "path"]:
+        if path is not None:
+            return path
+    return next(images.examples.glob(f"{label}.*"))
+
+
+def identical_images(images):
+    """The images that have an identical twin, pixel by pixel.
+
+    Returns:
+        The rows of `images.index` with a column `group` (a number from 0), sorted by it.
+    """
+    content = pd.Series([hashlib.sha256(p).hexdigest() for p in images.pixels])
+    twins = images.index[content.duplicated(keep=False).to_numpy()]
+    group = pd.factorize(content[twins.index])[0]
+    return twins.assign(group=group).sort_values(["group", "file"])
+
+
+# --- 5. Pipelines -------------------------------------------------------------------------
+
+
+class EpochOrder:
+    """The order of the images in each epoch, from the seed and the epoch's number alone.
+
+    A resumed run therefore goes on in the order it would have had.
+    """
+
+    def __init__(self, count, seed):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def next(self):
+        """A permutation of range(count), int64; then moves on to the next epoch."""
+        if self.seed is None:
+            return np.arange(self.count)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        self.epoch += 1
+        return order
+
+
+def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
+    """Batches from the packed file; only the batches under way are ever in memory as floats.
+
+    Args:
+        images: `Images`.
+        rows: the rows of `images.index` to use, in this order.
+        classes: 2 or 3.
+        batch_size: images per batch; the last one may be smaller.
+        shuffle_seed: integer for a new order every epoch, None to keep the order.
+
+    Returns:
+        tf.data.Dataset of (float32 (batch, 224, 224, 3) in [0, 1], one-hot float32 (batch,
+        classes)). Its attribute `order` (`EpochOrder`) says which epoch comes next.
+    """
+    numbers = rows.index.to_numpy()
+    labels = one_hot(rows, classes)
+    order = EpochOrder(len(rows), shuffle_seed)
+
+    def batches():
+        chosen = order.next()
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            yield images.pixels[numbers[batch]], labels[batch]
+
+    def scale(pixels, label):
+        floats = tf.cast(pixels, tf.float32) / 255.0
+        return (floats if images.pixels.ndim == 4 else tf.stack([floats] * 3, axis=-1)), label
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec((None, *images.pixels.shape[1:]), tf.uint8),
+            tf.TensorSpec((None, classes), tf.float32),
+        ),
+    )
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+    dataset = dataset.map(scale).prefetch(2)
+    dataset.order = order
+    return dataset
+
+
+def one_hot(rows, classes):
+    """The classes of `rows` as float32 (images, classes), in the order of CLASSES[classes]."""
+    numbers = pd.Categorical(rows[f"class{classes}"], CLASSES[classes]).codes
+    return keras.utils.to_categorical(numbers, classes).astype("float32")
+
+
+# --- 6. Stages: what a notebook leaves behind ---------------------------------------------
+
+
+def save_stage(run, stage, images, **facts):
+    """Writes `run.json` of a stage, last of its files: a stage is there when it is.
+
+    Args:
+        run: `Run`.
+        stage: name of the notebook, for instance "02_cnn1_2class".
+        images: `Images`.
+        facts: what the stage measured; anything JSON can hold.
+    """
+    write_json(
+        run.out / stage / "run.json",
+        {
+            "stage": stage,
+            "seed": run.seed,
+            "profile": run.profile,
+            "data": {"source": images.source, "name": images.name,
+                     "images": len(images.index), "fingerprint": images.fingerprint},
+            "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
+                         "keras": keras.__version__, "numpy": np.__version__},
+            "device": device_name(),
+            **facts,
+        },
+    )  # fmt: skip
+
+
+def claims_table(run, claims):
+    """The *Against the report* table of claims that one run can settle.
+
+    Args:
+        run: `Run`.
+        claims: (id, what the report says, what this run found, whether it holds) each; None
+            for "cannot be tested here".
+
+    Returns:
+        DataFrame with the columns report, this run and verdict, indexed by claim id.
+    """
+    words = {True: "reproduced", False: "not reproduced", None: "cannot be tested here"}
+    verdict = (lambda holds: words[holds]) if run.data != "phantom" else lambda _: "none: phantoms"
+    rows = [(name, said, found, verdict(holds)) for name, said, found, holds in claims]
+    return pd.DataFrame(rows, columns=["claim", "report", "this run", "verdict"]).set_index("claim")
+
+
+# --- 7. Figures ---------------------------------------------------------------------------
+
+COLOURS = {  # apart for the colour-blind, and in grey by lightness
+    "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
+    "train": "#332288", "validation": "#D55E00", "test": "#56B4E9", "unused": "#BBBBBB",
+}  # fmt: skip
+plt.rcParams.update({
+    "figure.dpi": 80, "savefig.bbox": "tight", "axes.spines.top": False,
+    "axes.spines.right": False, "font.size": 10,
+})  # fmt: skip
+
+
+def show_images(images, rows, title=lambda row: row["class3"], columns=6):
+    """A grid of packed images.
+
+    Args:
+        images: `Images`.
+        rows: rows of `images.index`.
+        title: function of one row.
+        columns: images per line.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    lines = -(-len(rows) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2 * columns, 2.25 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (number, row) in zip(axes.flat, rows.iterrows(), strict=False):
+        axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title(row), fontsize=9)
+    return figure
