@@ -5,8 +5,10 @@
 3. The index and the parts file names to classes and patients; train, validation, test
 4. Packed images           decoded once, one memory-mapped file
 5. Pipelines               tf.data from the packed file
-6. Stages                  what a notebook leaves behind for the next one
-7. Figures                 colours, and a grid of images
+6. Models and training     CNN_1, and a fit that survives being killed
+7. Stages                  what a notebook leaves behind for the next one
+8. Evaluation              measures, intervals, yardsticks
+9. Figures                 colours, curves, confusion matrices, a grid of images
 
 A notebook holds the report's story: architecture, optimizer, callbacks, what a figure says.
 This file holds what the story does not need to explain.
@@ -25,6 +27,7 @@ import shutil
 import sys
 import time
 import uuid
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +36,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import stats
+from sklearn import metrics
+from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 
@@ -91,6 +98,7 @@ class Run:
         cache: folder of packed images (and frozen features), on a fast disk.
         keep: folder where the cache is kept between sessions (Drive on Colab), or None.
         inception: "imagenet" or a weights file for InceptionV3.
+        started: monotonic clock at the set-up, in seconds.
     """
 
     data: str
@@ -100,6 +108,7 @@ class Run:
     cache: Path
     keep: Path | None
     inception: str
+    started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
     @property
     def smoke(self):
@@ -221,7 +230,7 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(".*.part"):  # left by a killed run; a live one keeps writing
+    for old in path.parent.glob(".*.part*"):  # left by a killed run; a live one keeps writing
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > 600:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -270,11 +279,11 @@ def _json_checksum(content):
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
-def progress(items, what, unit="image"):
+def progress(items, what, unit="image", keep=True):
     """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
     live = sys.stdout.isatty() or "ipykernel" in sys.modules
     return tqdm(
-        items, desc=what, unit=unit, file=sys.stdout, ncols=88, ascii=" .:#",
+        items, desc=what, unit=unit, file=sys.stdout, ncols=88, ascii=" .:#", leave=keep,
         mininterval=0.5 if live else 15,
     )  # fmt: skip
 
@@ -495,7 +504,7 @@ class Images:
         pixels: memory-mapped uint8, (images, 224, 224) if the three channels are equal
             everywhere, else (images, 224, 224, 3); row i belongs to row i of `index`.
         source: "kaggle", "folder" or "phantom".
-        name: the source in words, with no path of this machine.
+        label: names the set in folder names: "kaggle", "phantom" or the folder's own name.
         fingerprint: SHA-256 of names and pixels: the same images have the same one anywhere.
         root: folder of the originals, or None in a Colab session that found the packed file.
         examples: folder with one original per class, kept beside the packed file.
@@ -504,10 +513,16 @@ class Images:
     index: pd.DataFrame
     pixels: np.memmap
     source: str
-    name: str
+    label: str
     fingerprint: str
     root: Path | None
     examples: Path
+
+    @property
+    def name(self):
+        """The source in words, with no path of this machine."""
+        names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "phantom": "phantoms (not X-rays)"}
+        return names.get(self.source, f"the folder {self.label}")
 
     @property
     def resized(self):
@@ -614,7 +629,7 @@ def _open_pack(run, key, root=None):
             _pack_paths(folder, key)[1].unlink(missing_ok=True)
         return None
     return Images(
-        index, pixels, facts["source"], facts["name"], facts["fingerprint"], root, examples
+        index, pixels, facts["source"], facts["label"], facts["fingerprint"], root, examples
     )
 
 
@@ -689,10 +704,7 @@ def _pack(run, key, root, source, index):
                 shutil.copyfile(root / file, part)
     facts = {
         "source": source,
-        "name": {
-            "kaggle": f"Kaggle, {KAGGLE_HANDLE}",
-            "phantom": "phantoms (not X-rays)",
-        }.get(source, f"the folder {root.name}"),
+        "label": root.name if source == "folder" else source,
         "fingerprint": content.hexdigest(),
         "crc32": crc,
         "shape": (len(index), SIDE, SIDE) + ((3,) if colour else ()),
@@ -791,7 +803,8 @@ def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
 
     Returns:
         tf.data.Dataset of (float32 (batch, 224, 224, 3) in [0, 1], one-hot float32 (batch,
-        classes)). Its attribute `order` (`EpochOrder`) says which epoch comes next.
+        classes)). Its attribute `order` (`EpochOrder`) says which epoch comes next, and
+        `fingerprint` what it is made of.
     """
     numbers = rows.index.to_numpy()
     labels = one_hot(rows, classes)
@@ -805,7 +818,9 @@ def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
 
     def scale(pixels, label):
         floats = tf.cast(pixels, tf.float32) / 255.0
-        return (floats if images.pixels.ndim == 4 else tf.stack([floats] * 3, axis=-1)), label
+        if images.pixels.ndim == 3:
+            floats = tf.image.grayscale_to_rgb(floats[..., tf.newaxis])
+        return floats, label
 
     dataset = tf.data.Dataset.from_generator(
         batches,
@@ -817,6 +832,8 @@ def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
     dataset = dataset.map(scale).prefetch(2)
     dataset.order = order
+    content = f"{batch_size} {shuffle_seed} {classes} {','.join(rows['file'])}"
+    dataset.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return dataset
 
 
@@ -826,52 +843,642 @@ def one_hot(rows, classes):
     return keras.utils.to_categorical(numbers, classes).astype("float32")
 
 
-# --- 6. Stages: what a notebook leaves behind ---------------------------------------------
+# --- 6. Models and training ---------------------------------------------------------------
 
 
-def save_stage(run, stage, images, **facts):
-    """Writes `run.json` of a stage, last of its files: a stage is there when it is.
+def strategy(devices=None):
+    """How training is spread: over all GPUs where there are two or more, over a TPU's cores,
+    else not at all. Build and compile a model inside `with utils.strategy().scope():`.
+
+    Args:
+        devices: names of devices to use instead, for instance ["CPU:0", "CPU:1"].
+
+    Returns:
+        A tf.distribute.Strategy.
+    """
+    kinds = [device.device_type for device in accelerators()]
+    if devices or kinds.count("GPU") > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    if "TPU" in kinds or "TPU_WORKER_HOSTNAMES" in os.environ:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    return tf.distribute.get_strategy()
+
+
+def build_cnn_1(classes, dropout, seed, augmentation="flip"):
+    """CNN_1 (report, Fig. 3): float32 (batch, 224, 224, 3) in [0, 1] to probabilities.
+
+    Args:
+        classes: 2 (266,306 parameters) or 3 (352,835).
+        dropout: rate before the dense layer; the report does not give it.
+        seed: of the initial weights, the augmentation and the dropout.
+        augmentation: "flip" as the report settled on, or one it tried: "zoom", "contrast",
+            or "none".
+
+    Returns:
+        An uncompiled keras.Sequential.
+    """
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    augment = {
+        "flip": lambda: [layers.RandomFlip("horizontal", seed=seed)],
+        "zoom": lambda: [layers.RandomZoom(0.1, seed=seed)],
+        "contrast": lambda: [layers.RandomContrast(0.1, value_range=(0, 1), seed=seed)],
+        "none": list,
+    }[augmentation]()
+    return keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 3)),
+            *augment,
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(128, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(dropout, seed=seed),
+            layers.Dense(classes, activation="softmax"),
+        ]
+    )
+
+
+def layer_table(model):
+    """The layers as the report's summaries list them.
+
+    Returns:
+        DataFrame: layer (class), output shape (without the batch), parameters.
+    """
+    inputs = [("InputLayer", tuple(model.input_shape[1:]), 0)]
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    rows = inputs + [
+        (type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params())
+        for layer in layers
+    ]
+    return pd.DataFrame(rows, columns=["layer", "output shape", "parameters"])
+
+
+def _settings(run, images, model, train_data, validation_data, epochs, early, extra):
+    """All a training's result depends on, as JSON: two trainings with the same are the same."""
+
+    def nameless(config):
+        if isinstance(config, dict):
+            skip = ("name", "build_config", "registered_name", "module")
+            return {k: nameless(v) for k, v in config.items() if k not in skip}
+        return [nameless(v) for v in config] if isinstance(config, (list, tuple)) else config
+
+    settings = {
+        "seed": run.seed,
+        "profile": run.profile,
+        "data": images.fingerprint,
+        "train": train_data.fingerprint,
+        "validation": validation_data.fingerprint,
+        "layers": [
+            [type(layer).__name__, layer.count_params()]
+            + ([] if isinstance(layer, keras.Model) else [nameless(layer.get_config())])
+            for layer in model.layers
+        ],
+        "optimizer": [type(model.optimizer).__name__, nameless(model.optimizer.get_config())],
+        "loss": model.loss if isinstance(model.loss, str) else model.loss.name,
+        "epochs": epochs,
+        "stop": {"monitor": early.monitor, "patience": early.patience,
+                 "min_delta": abs(float(early.min_delta))},
+        **extra,
+    }  # fmt: skip
+    return json.loads(json.dumps(settings, default=str))
+
+
+class _Resume(keras.callbacks.Callback):
+    """Keeps a training's whole state after every epoch, and goes on from it.
+
+    One file holds the model's variables (random state included), the optimizer's, the best
+    weights, early stopping's counters and the history; it arrives in one step, and zip's
+    checksums tell whether it is whole. Comes after EarlyStopping in the list of callbacks.
+    """
+
+    def __init__(self, path, settings, early, order, epochs):
+        super().__init__()
+        self.path, self.settings, self.early, self.order = path, settings, early, order
+        self.epochs, self.rows, self.stopped, self.best = epochs, [], False, None
+        self.bar = None
+
+    def load(self, model):
+        """Puts the kept state into `model`; False where there is none of these settings."""
+        try:
+            with np.load(self.path, allow_pickle=False) as state:
+                meta = json.loads(state["meta"].tobytes())
+                groups = {
+                    group: [state[f"{group}_{number}"] for number in range(count)]
+                    for group, count in meta["counts"].items()
+                }
+        except FileNotFoundError:
+            return False
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            print(f"{shown(self.path)} is damaged ({error}): training starts anew.")
+            return False
+        if changed := _differences(meta["settings"], self.settings):
+            print(f"An unfinished training had other settings ({changed}): training starts anew.")
+            return False
+        model.optimizer.build(model.trainable_variables)
+        for variables, values in (
+            (model.variables, groups["model"]),
+            (model.optimizer.variables, groups["optimizer"]),
+        ):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        self.rows, self.stopped, self.best = meta["history"], meta["stopped"], meta["early"]
+        self.best["best_weights"] = groups["best"]
+        return True
+
+    def on_train_begin(self, logs=None):
+        for name, value in (self.best or {}).items():
+            setattr(self.early, name, value)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.order.epoch = epoch
+        self.began = time.perf_counter()
+        self.bar = progress(range(self.params["steps"]), f"epoch {epoch + 1}", "batch", keep=False)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()
+        row = {name: float(value) for name, value in logs.items()}
+        seconds = round(time.perf_counter() - self.began, 2)
+        self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds})
+        self.stopped = bool(self.model.stop_training)
+        left = (self.epochs - epoch - 1) * seconds / 60
+        print(
+            f"epoch {epoch + 1:2d}  {seconds:4.0f} s  "
+            f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
+            f"validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}  "
+            + ("stop" if self.stopped or not left else f"at most {left:.0f} min left")
+        )
+        self.save()
+
+    def save(self):
+        names = ("wait", "best", "best_epoch", "stopped_epoch")
+        groups = {
+            "model": [variable.numpy() for variable in self.model.variables],
+            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
+            "best": list(self.early.best_weights),
+        }
+        meta = {
+            "settings": self.settings,
+            "history": self.rows,
+            "stopped": self.stopped,
+            "early": {name: json.loads(json.dumps(getattr(self.early, name), default=float))
+                      for name in names},
+            "counts": {group: len(values) for group, values in groups.items()},
+        }  # fmt: skip
+        arrays = {
+            f"{g}_{n}": value for g, values in groups.items() for n, value in enumerate(values)
+        }
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        with atomic(self.path) as part, open(part, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+def _differences(old, new):
+    """The names of the settings that differ, for a message."""
+    return ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))
+
+
+def train(
+    run, stage, images, model, train_data, validation_data, epochs, early,
+    retrain=False, published=False, **extra,
+):  # fmt: skip
+    """`model.fit` that survives: a killed training goes on after its last finished epoch, and a
+    finished one is not repeated. Afterwards the model has the weights of its best epoch.
 
     Args:
         run: `Run`.
-        stage: name of the notebook, for instance "02_cnn1_2class".
+        stage: name of the stage's folder.
         images: `Images`.
-        facts: what the stage measured; anything JSON can hold.
+        model: compiled, with the metric accuracy.
+        train_data, validation_data: of `make_dataset`.
+        epochs: most epochs; in the smoke profile 2.
+        early: a fresh keras.callbacks.EarlyStopping.
+        retrain: train anew even if the stage is finished.
+        published: take the published weights instead of training.
+        extra: anything else the result depends on, kept in run.json.
+
+    Returns:
+        (history, settings): a DataFrame with one row per epoch (epoch from 1, loss, accuracy,
+        val_loss, val_accuracy, learning_rate where known, seconds), and what the training
+        depended on, for `save_stage`.
+
+    Raises:
+        CxrError: the stage was finished with other settings.
     """
+    epochs = min(epochs, 2) if run.smoke else epochs
+    folder = run.out / stage
+    settings = _settings(run, images, model, train_data, validation_data, epochs, early, extra)
+    if published:
+        done = published_stage(stage)
+        done.load_weights(model)
+        return done.history, {**settings, "published": done.facts["settings"]}
+    if retrain:
+        shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "run.json").exists():
+        done = Stage(folder)
+        if changed := _differences(done.facts["settings"], settings):
+            raise CxrError(
+                f"{shown(folder)} holds a training with other settings ({changed}). Tick RETRAIN "
+                "to replace it, or set CXR_OUT to another folder to keep both."
+            )
+        done.load_weights(model)
+        print(f"{stage} is trained already ({len(done.history)} epochs): its weights are loaded.")
+        return done.history, settings
+    state = _Resume(folder / "training.npz", settings, early, train_data.order, epochs)
+    if state.load(model):
+        print(f"Going on after epoch {len(state.rows)} of a training that was interrupted.")
+    if not state.stopped and len(state.rows) < epochs:
+        model.fit(
+            train_data,
+            validation_data=validation_data,
+            epochs=epochs,
+            initial_epoch=len(state.rows),
+            callbacks=[early, state],
+            shuffle=False,  # the data shuffles itself
+            verbose=0,
+        )
+        best = early.best_weights
+    else:
+        best = state.best["best_weights"]
+    model.set_weights(best)
+    return pd.DataFrame(state.rows), settings
+
+
+# --- 7. Stages: what a notebook leaves behind ---------------------------------------------
+
+RESULTS = PROJECT / "results"  # LABEL/seed-N/STAGE: the small files of the published runs
+WEIGHTS = PROJECT / "weights"  # STAGE.weights.h5 of the published run with seed 0
+
+
+def predict(model, images, rows, classes, batch_size=64):
+    """The model's probabilities, from pixels.
+
+    Returns:
+        DataFrame, one line per row: file, part, patient, true (class name), and a float column
+        of probabilities for each class, named after it.
+    """
+    probabilities = model.predict(make_dataset(images, rows, classes, batch_size), verbose=0)
+    return prediction_table(rows, classes, probabilities)
+
+
+def prediction_table(rows, classes, probabilities):
+    """`predict`'s table from probabilities, float (images, classes), of `rows`."""
+    table = rows[["file", "part", "patient"]].assign(true=rows[f"class{classes}"])
+    values = pd.DataFrame(probabilities, index=rows.index, columns=list(CLASSES[classes]))
+    return table.join(values.astype("float64").round(6)).reset_index(drop=True)
+
+
+def save_stage(run, stage, images, model=None, history=None, predictions=None, **facts):
+    """Writes what a stage leaves behind; `run.json` last: a stage is there when it is.
+
+    A finished stage of the same settings is left as it is.
+
+    Args:
+        run: `Run`.
+        stage: name of the folder, for instance "02_cnn1_2class".
+        images: `Images`.
+        model, history, predictions: written as model.weights.h5, history.csv, predictions.csv.
+        facts: settings, metrics and what else the stage has to say; anything JSON can hold.
+    """
+    folder = run.out / stage
+    finished = model is not None and (folder / "run.json").exists()
+    if finished and Stage(folder).facts["settings"] == facts["settings"]:
+        return
+    files = {}
+    if model is not None:
+        with atomic(folder / "model.weights.h5") as part:
+            save_weights(model, part)
+    for name, table in (("history.csv", history), ("predictions.csv", predictions)):
+        if table is not None:
+            with atomic(folder / name) as part:
+                table.to_csv(part, index=False, lineterminator="\n")
+    for name in ("model.weights.h5", "history.csv", "predictions.csv"):
+        if (folder / name).exists():
+            files[name] = _checksums(folder / name)[0]
     write_json(
-        run.out / stage / "run.json",
+        folder / "run.json",
         {
             "stage": stage,
             "seed": run.seed,
             "profile": run.profile,
-            "data": {"source": images.source, "name": images.name,
+            "data": {"source": images.source, "label": images.label, "name": images.name,
                      "images": len(images.index), "fingerprint": images.fingerprint},
             "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
                          "keras": keras.__version__, "numpy": np.__version__},
             "device": device_name(),
+            "seconds": round(time.monotonic() - run.started, 1),
+            "peak_mb": _peak_mb(),
+            "files": files,
             **facts,
         },
     )  # fmt: skip
+    (folder / "training.npz").unlink(missing_ok=True)
+    print(f"saved in {shown(folder)}")
+
+
+def save_weights(model, path):
+    """Saves a model's weights without its optimizer, which would triple the file."""
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    named = Path(f"{path}.weights.h5")  # the only ending Keras takes
+    copy.save_weights(named)
+    os.replace(named, path)
+
+
+def _peak_mb():
+    """Peak memory of this process in MB, or None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+class Stage:
+    """A finished stage in a folder, checked as it is read.
+
+    Attributes:
+        facts: the content of run.json.
+        history, predictions: DataFrames, as `train` and `predict` returned them.
+
+    Raises:
+        CxrError: the stage is not there or a file of it is damaged.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            self.facts = read_json(self.folder / "run.json")
+        except FileNotFoundError:
+            raise CxrError(f"No finished stage in {shown(self.folder)}.") from None
+
+    def _file(self, name):
+        path = self.folder / name
+        if name == "model.weights.h5" and RESULTS in path.parents:
+            path = WEIGHTS / f"{self.facts['stage']}.weights.h5"
+        if not path.exists() or _checksums(path)[0] != self.facts["files"].get(name):
+            raise CxrError(
+                f"{shown(path)} is missing or damaged. Delete the folder {shown(self.folder)} "
+                f"and run notebook {self.facts['stage'][:2]} again."
+            )
+        return path
+
+    @property
+    def history(self):
+        return pd.read_csv(self._file("history.csv"))
+
+    @property
+    def predictions(self):
+        return pd.read_csv(self._file("predictions.csv"))
+
+    def load_weights(self, model):
+        """Loads the stage's weights into a model of the same layers."""
+        path = self._file("model.weights.h5")
+        bare = type(model).from_config(model.get_config())  # a compiled one expects an optimizer
+        try:
+            bare.load_weights(path)
+        except ValueError as error:
+            raise CxrError(f"{shown(path)} does not fit this model: {error}") from error
+        model.set_weights(bare.get_weights())
+
+
+def load_stage(run, stage, images, published=False):
+    """An earlier stage's results, for a notebook that builds on them.
+
+    Args:
+        run: `Run`; profile, seed and folder must be those the stage ran with.
+        stage: for instance "03_cnn1_3class".
+        images: `Images`; the stage must have been trained on the same.
+        published: where this run has no such stage, take the published one.
+
+    Returns:
+        `Stage`.
+
+    Raises:
+        CxrError: the stage is missing, damaged, or of other data, seed or profile; the message
+            says which notebook to run.
+    """
+    folder = run.out / stage
+    notebook = stage.split("-")[0]  # a trial's stage is named after its notebook
+    if not (folder / "run.json").exists():
+        if published:
+            return published_stage(stage)
+        raise CxrError(
+            f"{stage} has not been run: {shown(folder)} is not there. Run notebook {notebook} "
+            f"first, with profile {run.profile} and seed {run.seed}, or tick PUBLISHED."
+        )
+    found = Stage(folder)
+    wanted = {"seed": run.seed, "profile": run.profile, "data": images.fingerprint}
+    has = {**found.facts, "data": found.facts["data"]["fingerprint"]}
+    for name, value in wanted.items():
+        if has[name] != value:
+            raise CxrError(
+                f"{stage} in {shown(folder)} was run with {name} {str(has[name])[:12]}, this "
+                f"notebook with {str(value)[:12]}. Run notebook {notebook} again with RETRAIN "
+                "ticked, or set CXR_OUT to another folder."
+            )
+    print(f"{stage}: loaded from {shown(folder)}")
+    return found
+
+
+def published_stage(stage):
+    """The `Stage` whose weights are in weights/.
+
+    Raises:
+        CxrError: no published run has these weights.
+    """
+    for facts in sorted(RESULTS.glob(f"*/seed-0/{stage}/run.json")):
+        found = Stage(facts.parent)
+        with contextlib.suppress(CxrError):
+            found._file("model.weights.h5")
+            print(
+                f"{stage}: the published weights, trained on {found.facts['data']['name']} "
+                f"with seed {found.facts['seed']}."
+            )
+            return found
+    raise CxrError(f"No published weights of {stage} in weights/: untick PUBLISHED and train.")
+
+
+def published_runs(stage):
+    """The published runs of a stage, one row per set of images and seed.
+
+    Returns:
+        DataFrame with the columns data, seed, epochs and the numbers among the stage's
+        metrics; empty where nothing is published.
+    """
+    rows = []
+    for path in sorted(RESULTS.glob(f"*/seed-*/{stage}/run.json")):
+        found = Stage(path.parent)
+        numbers = {k: v for k, v in found.facts["metrics"].items() if not isinstance(v, dict)}
+        rows.append({"data": found.facts["data"]["label"], "seed": found.facts["seed"],
+                     "epochs": len(found.history), **numbers})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def over_seeds(stage, measure, form="{:.1%}"):
+    """A published measure in words: "80.1% ± 1.2% over 5 seeds (chest_xray_224)"."""
+    runs = published_runs(stage)
+    words = []
+    for label, of_data in runs.groupby("data") if len(runs) else ():
+        values = of_data[measure]
+        spread = (
+            f" ± {form.format(values.std())} over {len(values)} seeds"
+            if len(values) > 1
+            else (f", seed {of_data['seed'].iloc[0]} alone")
+        )
+        words.append(f"{form.format(values.mean())}{spread} ({label})")
+    return "; ".join(words) or "none yet"
 
 
 def claims_table(run, claims):
-    """The *Against the report* table of claims that one run can settle.
+    """The *Against the report* table.
 
     Args:
         run: `Run`.
-        claims: (id, what the report says, what this run found, whether it holds) each; None
-            for "cannot be tested here".
+        claims: (id, what the report says, what this run found, the published runs in words,
+            verdict) each. The verdict is True, False, None ("cannot be tested here"),
+            "seeds" for what rests on the spread over seeds and not on one run, or words.
 
     Returns:
-        DataFrame with the columns report, this run and verdict, indexed by claim id.
+        DataFrame indexed by claim id.
     """
-    words = {True: "reproduced", False: "not reproduced", None: "cannot be tested here"}
-    verdict = (lambda holds: words[holds]) if run.data != "phantom" else lambda _: "none: phantoms"
-    rows = [(name, said, found, verdict(holds)) for name, said, found, holds in claims]
-    return pd.DataFrame(rows, columns=["claim", "report", "this run", "verdict"]).set_index("claim")
+    words = {True: "reproduced", False: "not reproduced", None: "cannot be tested here",
+             "seeds": "rests on the spread over seeds"}  # fmt: skip
+    rows = [
+        (
+            name,
+            said,
+            found,
+            published,
+            "none: phantoms" if run.data == "phantom" else words.get(holds, holds),
+        )
+        for name, said, found, published, holds in claims
+    ]
+    columns = ["claim", "report", "this run", "published runs", "verdict"]
+    table = pd.DataFrame(rows, columns=columns).set_index("claim")
+    return table if table["published runs"].any() else table.drop(columns="published runs")
 
 
-# --- 7. Figures ---------------------------------------------------------------------------
+# --- 8. Evaluation ------------------------------------------------------------------------
+
+
+def evaluate(predictions, classes):
+    """The measures of one model on one set of images.
+
+    Args:
+        predictions: DataFrame of `predict`.
+        classes: 2 or 3.
+
+    Returns:
+        dict: accuracy; accuracy_low and accuracy_high, a 95% interval that resamples patients
+        (images of one patient are not independent); recall and precision, each by class; auc,
+        area under the ROC curve (3 classes: mean over one class against the rest). With 2
+        classes also sensitivity (recall of pneumonia) and specificity (recall of normal).
+    """
+    names = list(CLASSES[classes])
+    true = pd.Categorical(predictions["true"], names).codes
+    probabilities = predictions[names].to_numpy()
+    said = probabilities.argmax(axis=1)
+    recall = metrics.recall_score(true, said, average=None, labels=range(classes), zero_division=0)
+    precision = metrics.precision_score(
+        true, said, average=None, labels=range(classes), zero_division=0
+    )
+    per_patient = (
+        pd.Series(said == true).groupby(predictions["patient"].to_numpy()).agg(["sum", "size"])
+    )
+    interval = stats.bootstrap(
+        (per_patient["sum"], per_patient["size"]),
+        lambda right, all_, axis=-1: right.sum(axis) / all_.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    result = {
+        "accuracy": metrics.accuracy_score(true, said),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+        "recall": dict(zip(names, recall.tolist(), strict=True)),
+        "precision": dict(zip(names, precision.tolist(), strict=True)),
+        "auc": metrics.roc_auc_score(true, probabilities[:, 1])
+        if classes == 2
+        else metrics.roc_auc_score(true, probabilities / probabilities.sum(1, keepdims=True),
+                                   multi_class="ovr"),
+    }  # fmt: skip
+    if classes == 2:
+        result |= {"sensitivity": recall[1], "specificity": recall[0]}
+    return {k: v if isinstance(v, dict) else float(v) for k, v in result.items()}
+
+
+def yardsticks(images, train, rows, classes):
+    """What classifiers without any training reach: the most frequent class of the training
+    images, and the 11 nearest neighbours among them on 32 x 32 pixels.
+
+    Args:
+        images: `Images`.
+        train: rows of the training images.
+        rows: rows of the images to classify.
+        classes: 2 or 3.
+
+    Returns:
+        dict from name to a DataFrame as `predict` returns.
+    """
+
+    def small(of):  # mean of 7 x 7 pixels, float32 (images, 1024)
+        return np.stack([
+            three_channels(images.pixels[n])[..., 0].reshape(32, 7, 32, 7).mean((1, 3)).ravel()
+            for n in of.index
+        ]).astype("float32")  # fmt: skip
+
+    names = f"class{classes}"
+    order = pd.CategoricalDtype(CLASSES[classes])
+    labels = train[names].astype(order).cat.codes
+    models = {
+        "majority class": DummyClassifier(strategy="most_frequent"),
+        "11 nearest neighbours": KNeighborsClassifier(11),
+    }
+    seen, asked = small(train), small(rows)
+    return {
+        name: prediction_table(rows, classes, model.fit(seen, labels).predict_proba(asked))
+        for name, model in models.items()
+    }
+
+
+def comparison(predictions, classes):
+    """One line of measures per model.
+
+    Args:
+        predictions: dict from a model's name to its DataFrame of `predict`.
+        classes: 2 or 3.
+
+    Returns:
+        DataFrame in percent, indexed by model.
+    """
+    rows = {}
+    for name, table in predictions.items():
+        found = evaluate(table, classes)
+        rows[name] = {
+            "accuracy": f"{found['accuracy']:.1%}",
+            "95% interval": f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}",
+            **{f"recall {c}": f"{v:.1%}" for c, v in found["recall"].items()},
+            **{f"precision {c}": f"{v:.1%}" for c, v in found["precision"].items()},
+            "ROC AUC": f"{found['auc']:.3f}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("test images")
+
+
+# --- 9. Figures ---------------------------------------------------------------------------
 
 COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
@@ -904,4 +1511,57 @@ def show_images(images, rows, title=lambda row: row["class3"], columns=6):
     for axis, (number, row) in zip(axes.flat, rows.iterrows(), strict=False):
         axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
         axis.set_title(title(row), fontsize=9)
+    return figure
+
+
+def plot_history(history, reported, title):
+    """Loss and accuracy of training and validation over the epochs (report, Figs. 4, 6, 9, 12).
+
+    Args:
+        history: DataFrame of `train`.
+        reported: the epoch at which the report's training stopped.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    best = history.loc[history["val_loss"].idxmin(), "epoch"]
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.plot(history["epoch"], history[name], "-o", markersize=3,
+                  color=COLOURS["train"], label="training")  # fmt: skip
+        axis.plot(history["epoch"], history[f"val_{name}"], "--s", markersize=3,
+                  color=COLOURS["validation"], label="validation")  # fmt: skip
+        axis.axvline(best, color="black", linewidth=1, label=f"weights kept: epoch {best}")
+        axis.axvline(reported, color="black", linewidth=1, linestyle=":",
+                     label=f"report stopped: epoch {reported}")  # fmt: skip
+        axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(len(history), reported) + 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_confusion(predictions, classes, title):
+    """Confusion matrix in counts and in percent of each true class (report, Figs. 5, 7, 10, 13).
+
+    Args:
+        predictions: DataFrame of `predict`.
+        classes: 2 or 3.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    names = list(CLASSES[classes])
+    said = predictions[names].idxmax(axis=1)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for axis, normalize, form in ((axes[0], None, "d"), (axes[1], "true", ".1%")):
+        metrics.ConfusionMatrixDisplay.from_predictions(
+            predictions["true"], said, labels=names, normalize=normalize, values_format=form,
+            cmap="Blues", colorbar=False, ax=axis,
+        )  # fmt: skip
+        axis.set(title="images" if normalize is None else "share of the true class")
+        axis.spines[:].set_visible(True)
+    figure.suptitle(title)
     return figure

@@ -25,10 +25,10 @@ from scipy.ndimage import gaussian_filter
 VERSION = 1  # raised whenever the same seed would draw other pictures
 GRID = 208  # pictures are composed on GRID x GRID points and then enlarged
 SIDECAR = "opacities.csv"
-COUNTS = {  # pictures per split and class, about Kaggle's proportions
-    "train": {"normal": 192, "bacterial": 256, "viral": 192},
+COUNTS = {  # pictures per split and class; val as Kaggle's, without a viral one
+    "train": {"normal": 256, "bacterial": 192, "viral": 192},
     "val": {"normal": 8, "bacterial": 8, "viral": 0},
-    "test": {"normal": 60, "bacterial": 80, "viral": 60},
+    "test": {"normal": 80, "bacterial": 60, "viral": 60},
 }
 
 _AXIS = np.linspace(-1, 1, GRID, dtype=np.float32)
@@ -125,18 +125,18 @@ def draw(label, anatomy, rng, strength=1.0):
             side[0] + reach * rx * np.cos(angle),
             min(side[1] + reach * ry * np.sin(angle), 0.3),
         )
-        radii = rng.uniform(0.10, 0.22, size=2)
+        radii = rng.uniform(0.14, 0.28, size=2)
         ragged = _ellipse(x, y, centre, radii) + 0.15 * _texture(rng, 5, 15)
-        amount = rng.uniform(0.14, 0.34)
+        amount = rng.uniform(0.22, 0.48)
         picture += strength * amount * _inside(ragged, 0.18) * (0.25 + 0.75 * lungs)
         opacities.append(seen(centre, radii))
     elif label == "viral":
-        amount = rng.uniform(0.035, 0.08)
-        picture += strength * lungs * amount * (0.6 + _texture(rng, 1, 3))
+        haze, amount = rng.uniform(0.05, 0.18), rng.uniform(0.035, 0.08)
+        picture += strength * lungs * (haze + amount * _texture(rng, 1, 3))
         opacities += [seen(centre, (rx, ry)) for centre in centres]
 
-    picture = np.clip(picture, 0, 1) ** rng.uniform(0.8, 1.25)
-    picture = 0.5 + (picture - 0.5) * rng.uniform(0.75, 1.1) + rng.normal(0, 0.04)
+    picture = np.clip(picture, 0, 1) ** rng.uniform(0.85, 1.18)
+    picture = 0.5 + (picture - 0.5) * rng.uniform(0.8, 1.1) + rng.normal(0, 0.025)
     width = int(rng.integers(280, 520))
     height = int(width * rng.uniform(0.62, 0.95))
     large = Image.fromarray(picture.astype(np.float32)).resize(
