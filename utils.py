@@ -7,8 +7,9 @@
 5. Pipelines               tf.data from the packed file
 6. Models and training     CNN_1, and a fit that survives being killed
 7. Stages                  what a notebook leaves behind for the next one
-8. Evaluation              measures, intervals, yardsticks
-9. Figures                 colours, curves, confusion matrices, a grid of images
+8. Frozen features         what a frozen network makes of every image, computed once
+9. Evaluation              measures, intervals, yardsticks
+10. Figures                colours, curves, confusion matrices, a grid of images
 
 A notebook holds the report's story: architecture, optimizer, callbacks, what a figure says.
 This file holds what the story does not need to explain.
@@ -97,7 +98,7 @@ class Run:
         out: folder of weights and results; real full runs, smoke runs and phantoms never share.
         cache: folder of packed images (and frozen features), on a fast disk.
         keep: folder where the cache is kept between sessions (Drive on Colab), or None.
-        inception: "imagenet" or a weights file for InceptionV3.
+        inception: "imagenet", a weights file for InceptionV3, or "random" (never trained).
         started: monotonic clock at the set-up, in seconds.
     """
 
@@ -137,6 +138,12 @@ def setup(data="", profile="", seed="", out="", inception=""):
         raise CxrError(f"CXR_PROFILE is {value['CXR_PROFILE']!r}: say full or smoke.")
     if not re.fullmatch(r"\d{1,9}", value["CXR_SEED"]):
         raise CxrError(f"CXR_SEED is {value['CXR_SEED']!r}: say a whole number from 0.")
+    if (
+        value["CXR_DATA"] == "phantom"
+        and not inception
+        and "CXR_INCEPTION_WEIGHTS" not in os.environ
+    ):
+        value["CXR_INCEPTION_WEIGHTS"] = "random"  # phantoms promise that nothing is downloaded
     out, keep_cache = _output_folder(value["CXR_OUT"])
     apart = [value["CXR_DATA"]] if value["CXR_DATA"] == "phantom" else []
     apart += [value["CXR_PROFILE"]] if value["CXR_PROFILE"] == "smoke" else []
@@ -443,7 +450,7 @@ def read_index(root):
     return pd.DataFrame(sorted(rows), columns=columns)
 
 
-def assign_parts(index, seed, by="image", fraction=0.2, smoke=False):
+def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0):
     """Says for each image what it is used for (the report's Fig. 1).
 
     A fifth of Kaggle's train folder becomes the validation set, drawn with the same share of
@@ -457,6 +464,7 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False):
         by: "image" as the report draws, or "patient": all images of a patient on one side.
         fraction: share of the images, or of the patients, in Kaggle's train folder.
         smoke: keep only SMOKE images of each part, the others become "unused".
+        share: of the images of the smoke profile, for stages that are slow per image.
 
     Returns:
         Series of "train", "validation", "test" or "unused", indexed as `index`.
@@ -478,8 +486,8 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False):
         part[chosen] = "validation"
     else:
         raise CxrError(f"by is {by!r}: say image or patient.")
-    for name, most in SMOKE.items() if smoke else ():
-        rows = index[part == name]
+    for name, images in SMOKE.items() if smoke else ():
+        rows, most = index[part == name], round(images * share)
         if len(rows) > most:
             _, dropped = train_test_split(
                 rows.index, train_size=most, stratify=rows["class3"], random_state=seed
@@ -523,6 +531,11 @@ class Images:
         """The source in words, with no path of this machine."""
         names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "phantom": "phantoms (not X-rays)"}
         return names.get(self.source, f"the folder {self.label}")
+
+    def read(self, numbers):
+        """uint8 pixels of some rows, in memory. Mapped anew each time, unlike `pixels`: what a
+        map has touched counts as this process's memory for as long as it is open."""
+        return np.memmap(self.pixels.filename, np.uint8, "r", shape=self.pixels.shape)[numbers]
 
     @property
     def resized(self):
@@ -620,17 +633,17 @@ def _open_pack(run, key, root=None):
         pixels = np.memmap(packed, np.uint8, "r", shape=tuple(facts["shape"]))
         if packed.stat().st_size != pixels.nbytes or _checksums(packed)[0] != facts["crc32"]:
             raise ValueError("its content is not what was written")
-        index = pd.DataFrame(facts["index"])
+        return Images(
+            pd.DataFrame(facts["index"]), pixels, facts["source"], facts["label"],
+            facts["fingerprint"], root, examples,
+        )  # fmt: skip
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, CxrError) as error:
+    except (OSError, ValueError, KeyError, CxrError) as error:
         print(f"The packed file {shown(packed)} is damaged ({error}): packing the images again.")
         for folder in filter(None, (run.cache, run.keep)):
             _pack_paths(folder, key)[1].unlink(missing_ok=True)
         return None
-    return Images(
-        index, pixels, facts["source"], facts["label"], facts["fingerprint"], root, examples
-    )
 
 
 def _copy_pack(source, target, key):
@@ -764,7 +777,9 @@ def identical_images(images):
     Returns:
         The rows of `images.index` with a column `group` (a number from 0), sorted by it.
     """
-    content = pd.Series([hashlib.sha256(p).hexdigest() for p in images.pixels])
+    content = pd.Series(
+        [hashlib.sha256(images.read(n)).hexdigest() for n in range(len(images.pixels))]
+    )
     twins = images.index[content.duplicated(keep=False).to_numpy()]
     group = pd.factorize(content[twins.index])[0]
     return twins.assign(group=group).sort_values(["group", "file"])
@@ -781,6 +796,12 @@ class EpochOrder:
 
     def __init__(self, count, seed):
         self.count, self.seed, self.epoch = count, seed, 0
+
+    def flips(self):
+        """Which images the coming epoch flips: int64 0 or 1, (count,)."""
+        if self.seed is None:
+            return np.zeros(self.count, np.int64)
+        return np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2, self.count)
 
     def next(self):
         """A permutation of range(count), int64; then moves on to the next epoch."""
@@ -814,7 +835,7 @@ def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
         chosen = order.next()
         for start in range(0, len(chosen), batch_size):
             batch = chosen[start : start + batch_size]
-            yield images.pixels[numbers[batch]], labels[batch]
+            yield images.read(numbers[batch]), labels[batch]
 
     def scale(pixels, label):
         floats = tf.cast(pixels, tf.float32) / 255.0
@@ -830,7 +851,7 @@ def make_dataset(images, rows, classes, batch_size, shuffle_seed=None):
         ),
     )
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
-    dataset = dataset.map(scale).prefetch(2)
+    dataset = dataset.prefetch(2).map(scale).prefetch(1)
     dataset.order = order
     content = f"{batch_size} {shuffle_seed} {classes} {','.join(rows['file'])}"
     dataset.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -867,6 +888,22 @@ def strategy(devices=None):
     return tf.distribute.get_strategy()
 
 
+def cnn_1_layers(classes, dropout, seed):
+    """The layers of CNN_1 after its input and flip (report, Figs. 3 and 11)."""
+    layers = keras.layers
+    return [
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(128, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Flatten(),
+        layers.Dropout(dropout, seed=seed),
+        layers.Dense(classes, activation="softmax"),
+    ]
+
+
 def build_cnn_1(classes, dropout, seed, augmentation="flip"):
     """CNN_1 (report, Fig. 3): float32 (batch, 224, 224, 3) in [0, 1] to probabilities.
 
@@ -881,28 +918,55 @@ def build_cnn_1(classes, dropout, seed, augmentation="flip"):
         An uncompiled keras.Sequential.
     """
     keras.utils.set_random_seed(seed)
-    layers = keras.layers
     augment = {
-        "flip": lambda: [layers.RandomFlip("horizontal", seed=seed)],
-        "zoom": lambda: [layers.RandomZoom(0.1, seed=seed)],
-        "contrast": lambda: [layers.RandomContrast(0.1, value_range=(0, 1), seed=seed)],
+        "flip": lambda: [keras.layers.RandomFlip("horizontal", seed=seed)],
+        "zoom": lambda: [keras.layers.RandomZoom(0.1, seed=seed)],
+        "contrast": lambda: [keras.layers.RandomContrast(0.1, value_range=(0, 1), seed=seed)],
         "none": list,
     }[augmentation]()
     return keras.Sequential(
-        [
-            keras.Input((SIDE, SIDE, 3)),
-            *augment,
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(128, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dropout(dropout, seed=seed),
-            layers.Dense(classes, activation="softmax"),
-        ]
+        [keras.Input((SIDE, SIDE, 3)), *augment, *cnn_1_layers(classes, dropout, seed)]
     )
+
+
+def build_inception(run, rescale=False):
+    """InceptionV3 without its top, frozen and in inference mode (report, section III b).
+
+    Args:
+        run: `Run`; its setting `inception` says which weights.
+        rescale: whether [0, 1] becomes the [-1, 1] the network was trained on. The report
+            feeds [0, 1].
+
+    Returns:
+        (model, weights): a frozen keras.Model, float32 (batch, 224, 224, 3) to (batch, 5, 5,
+        2048), 21,802,784 parameters; and in words which weights it has.
+
+    Raises:
+        CxrError: the weights cannot be downloaded, or the file is not there or does not fit.
+    """
+    imagenet = run.inception == "imagenet"
+    said = {"imagenet": "ImageNet's weights", "random": "random weights, never trained"}.get(
+        run.inception, f"the weights file {Path(run.inception).name}"
+    )
+    keras.utils.set_random_seed(run.seed)
+    try:
+        base = keras.applications.InceptionV3(
+            include_top=False, weights="imagenet" if imagenet else None, input_shape=(SIDE, SIDE, 3)
+        )
+        if not imagenet and run.inception != "random":
+            base.load_weights(Path(run.inception).expanduser())
+    except Exception as error:  # a download fails in as many ways as the network has
+        raise CxrError(
+            f"InceptionV3 did not get {said} ({type(error).__name__}: {str(error)[:200]}). "
+            "Without a way to the download, set CXR_INCEPTION_WEIGHTS (the form field "
+            "INCEPTION_WEIGHTS) to a weights file of InceptionV3(include_top=False)."
+        ) from error
+    base.trainable = False
+    inputs = keras.Input((SIDE, SIDE, 3))
+    scaled = keras.layers.Rescaling(2, offset=-1)(inputs) if rescale else inputs
+    model = keras.Model(inputs, base(scaled, training=False), name="inception_v3")
+    model.trainable = False
+    return model, said
 
 
 def layer_table(model):
@@ -911,13 +975,19 @@ def layer_table(model):
     Returns:
         DataFrame: layer (class), output shape (without the batch), parameters.
     """
-    inputs = [("InputLayer", tuple(model.input_shape[1:]), 0)]
-    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    rows = inputs + [
-        (type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params())
-        for layer in layers
-    ]
+    shape = model.input_shape
+    rows = [("InputLayer", tuple(shape[1:]), 0)]
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.InputLayer):
+            shape = layer.compute_output_shape(shape)
+            rows.append((type(layer).__name__, tuple(shape[1:]), layer.count_params()))
     return pd.DataFrame(rows, columns=["layer", "output shape", "parameters"])
+
+
+def parameter_counts(model):
+    """(all, trainable, frozen) parameters of a model."""
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    return model.count_params(), trainable, model.count_params() - trainable
 
 
 def _settings(run, images, model, train_data, validation_data, epochs, early, extra):
@@ -1049,7 +1119,7 @@ def _differences(old, new):
 
 def train(
     run, stage, images, model, train_data, validation_data, epochs, early,
-    retrain=False, published=False, **extra,
+    whole=None, retrain=False, published=False, **extra,
 ):  # fmt: skip
     """`model.fit` that survives: a killed training goes on after its last finished epoch, and a
     finished one is not repeated. Afterwards the model has the weights of its best epoch.
@@ -1062,6 +1132,8 @@ def train(
         train_data, validation_data: of `make_dataset`.
         epochs: most epochs; in the smoke profile 2.
         early: a fresh keras.callbacks.EarlyStopping.
+        whole: the assembled model that is saved, where `model` is only its head and shares
+            its layers (stages 4 and 5).
         retrain: train anew even if the stage is finished.
         published: take the published weights instead of training.
         extra: anything else the result depends on, kept in run.json.
@@ -1079,7 +1151,7 @@ def train(
     settings = _settings(run, images, model, train_data, validation_data, epochs, early, extra)
     if published:
         done = published_stage(stage)
-        done.load_weights(model)
+        done.load_weights(whole or model)
         return done.history, {**settings, "published": done.facts["settings"]}
     if retrain:
         shutil.rmtree(folder, ignore_errors=True)
@@ -1090,7 +1162,7 @@ def train(
                 f"{shown(folder)} holds a training with other settings ({changed}). Tick RETRAIN "
                 "to replace it, or set CXR_OUT to another folder to keep both."
             )
-        done.load_weights(model)
+        done.load_weights(whole or model)
         print(f"{stage} is trained already ({len(done.history)} epochs): its weights are loaded.")
         return done.history, settings
     state = _Resume(folder / "training.npz", settings, early, train_data.order, epochs)
@@ -1369,7 +1441,177 @@ def claims_table(run, claims):
     return table if table["published runs"].any() else table.drop(columns="published runs")
 
 
-# --- 8. Evaluation ------------------------------------------------------------------------
+# --- 8. Frozen features -------------------------------------------------------------------
+
+FEATURE_BLOCK = 32  # images per block
+FEATURE_RECORD = 10  # blocks between two writes of the checksums: what a kill costs at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a frozen network makes of every image, as it is and flipped left to right.
+
+    The frozen part of stages 4 and 5 sees only these two versions of an image. They are
+    computed once; an epoch then draws one of the two per image: the same training as with the
+    frozen part inside the model.
+
+    Attributes:
+        path: float16 file (images, 2, *shape); version 1 is the flipped one.
+        rows: the rows of `images.index` it holds, in its order.
+        shape: of one image's features.
+        key: names what made it: frozen weights and layers, images, scaling.
+    """
+
+    path: Path
+    rows: pd.DataFrame
+    shape: tuple
+    key: str
+
+    def read(self, positions, flipped):
+        """float16 (batch, *shape). Mapped anew each time: pages held by a map count as memory."""
+        array = np.memmap(self.path, np.float16, "r", shape=(len(self.rows), 2, *self.shape))
+        return array[positions, flipped]
+
+
+def frozen_features(run, images, rows, frozen, name):
+    """Computes the features of both versions of all images, or finds them in the cache.
+
+    They are kept in blocks with a checksum each: a killed extraction goes on where it was, a
+    damaged block is computed again.
+
+    Args:
+        run: `Run`.
+        images: `Images`.
+        rows: rows of `images.index`, of all parts.
+        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features; it is run
+            in inference mode.
+        name: for the file's name and the progress bar.
+
+    Returns:
+        `Features`.
+
+    Raises:
+        CxrError: too little free disk; the message says how much is needed.
+    """
+    digest = hashlib.sha256(f"{images.fingerprint} {','.join(rows['file'])}".encode())
+    for layer in frozen.layers:
+        if isinstance(layer, keras.layers.Rescaling):
+            digest.update(f"{layer.scale} {layer.offset}".encode())
+    for weights in frozen.get_weights():
+        digest.update(np.ascontiguousarray(weights))
+    key = digest.hexdigest()[:16]
+    shape = tuple(frozen.output.shape[1:])
+    features = Features(run.cache / f"features-{name}-{key}.float16", rows, shape, key)
+    record = features.path.with_suffix(".json")
+    block_bytes = FEATURE_BLOCK * 2 * int(np.prod(shape)) * 2
+    blocks = -(-len(rows) // FEATURE_BLOCK)
+    try:
+        checksums = read_json(record)["blocks"]
+    except (FileNotFoundError, CxrError):
+        checksums = []
+    kept = _whole_blocks(features.path, checksums, block_bytes)
+    need = (blocks - kept) * block_bytes
+    if need > shutil.disk_usage(run.cache).free:
+        raise CxrError(
+            f"The features of {name} take {need / 1e9:.1f} GB in {run.cache}, more than is free. "
+            "Free some, or set CXR_OUT to a folder on a larger disk."
+        )
+    if kept < blocks:
+        _extract(images, rows, frozen, features.path, record, checksums[:kept], name)
+    print(f"features {name}: {len(rows):,} images x 2 x {shape} float16, "
+          f"{features.path.stat().st_size / 1e9:.2f} GB in the cache")  # fmt: skip
+    return features
+
+
+def _whole_blocks(path, checksums, block_bytes):
+    """How many blocks at the beginning of the file are what their checksums say."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        for number, checksum in enumerate(checksums):
+            if zlib.crc32(file.read(block_bytes)) != checksum:
+                print(f"Block {number} of {shown(path)} is damaged: computing from there.")
+                return number
+    return len(checksums)
+
+
+def _extract(images, rows, frozen, path, record, checksums, name):
+    """Appends the missing blocks to the file; the record of checksums follows every tenth."""
+    start = len(checksums) * FEATURE_BLOCK
+    data = make_dataset(images, rows.iloc[start:], 3, FEATURE_BLOCK)
+    try:
+        with (
+            open(path, "r+b" if path.exists() else "wb") as file,
+            progress(range(len(rows)), f"features {name}") as bar,
+        ):
+            bar.update(start)
+            for pixels, _ in data:
+                both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
+                made = frozen.predict_on_batch(both).astype(np.float16)
+                block = np.stack([made[: len(pixels)], made[len(pixels) :]], axis=1)
+                if not checksums:
+                    file.truncate(0)
+                file.seek(len(checksums) * FEATURE_BLOCK * block[0].nbytes)
+                file.write(block.tobytes())
+                checksums.append(zlib.crc32(block))
+                bar.update(len(pixels))
+                if len(checksums) % FEATURE_RECORD == 0:
+                    file.flush()
+                    write_json(record, {"blocks": checksums})
+            file.truncate()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CxrError(
+                f"No space left while writing {path}. Free some, or set CXR_OUT to a folder on "
+                "a larger disk; what is computed so far is kept."
+            ) from error
+        raise
+    write_json(record, {"blocks": checksums})
+
+
+def make_feature_dataset(features, rows, classes, batch_size, shuffle_seed=None):
+    """Batches of frozen features, as `make_dataset` makes batches of pixels.
+
+    Args:
+        features: `Features`.
+        rows: the images to use, all of them in `features.rows`.
+        classes: 2 or 3.
+        batch_size: images per batch; the last one may be smaller.
+        shuffle_seed: integer for a new order and new flips every epoch; None to keep the order
+            and flip nothing.
+
+    Returns:
+        tf.data.Dataset of (float32 (batch, *features.shape), one-hot float32 (batch, classes)),
+        with the attributes `order` and `fingerprint`.
+    """
+    positions = features.rows.index.get_indexer(rows.index)
+    labels = one_hot(rows, classes)
+    order = EpochOrder(len(rows), shuffle_seed)
+
+    def batches():
+        flipped = order.flips()
+        chosen = order.next()
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            values = features.read(positions[batch], flipped[batch])
+            yield values, labels[batch]
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec((None, *features.shape), tf.float16),
+            tf.TensorSpec((None, classes), tf.float32),
+        ),
+    )
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+    dataset = dataset.map(lambda values, label: (tf.cast(values, tf.float32), label)).prefetch(2)
+    dataset.order = order
+    content = f"{features.key} {batch_size} {shuffle_seed} {classes} {','.join(rows['file'])}"
+    dataset.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return dataset
+
+
+# --- 9. Evaluation ------------------------------------------------------------------------
 
 
 def evaluate(predictions, classes):
@@ -1437,8 +1679,8 @@ def yardsticks(images, train, rows, classes):
 
     def small(of):  # mean of 7 x 7 pixels, float32 (images, 1024)
         return np.stack([
-            three_channels(images.pixels[n])[..., 0].reshape(32, 7, 32, 7).mean((1, 3)).ravel()
-            for n in of.index
+            three_channels(images.read(number))[..., 0].reshape(32, 7, 32, 7).mean((1, 3)).ravel()
+            for number in of.index
         ]).astype("float32")  # fmt: skip
 
     names = f"class{classes}"
@@ -1478,7 +1720,7 @@ def comparison(predictions, classes):
     return pd.DataFrame(rows).T.rename_axis("test images")
 
 
-# --- 9. Figures ---------------------------------------------------------------------------
+# --- 10. Figures --------------------------------------------------------------------------
 
 COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
@@ -1564,4 +1806,60 @@ def plot_confusion(predictions, classes, title):
         axis.set(title="images" if normalize is None else "share of the true class")
         axis.spines[:].set_visible(True)
     figure.suptitle(title)
+    return figure
+
+
+def plot_inception(model):
+    """InceptionV3 drawn from the model itself: its stem and its mixed blocks, each with its
+    branches of convolutions and poolings (report, Annex 1).
+
+    Args:
+        model: keras.applications' InceptionV3, or a model around it.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    base = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+
+    def inputs_of(layer):
+        return [tensor._keras_history.operation for tensor in keras.tree.flatten(layer.input)]
+
+    def word(layer):
+        if isinstance(layer, keras.layers.Conv2D):
+            stride = "/2" if layer.strides[0] == 2 else ""
+            return f"{'x'.join(map(str, layer.kernel_size))}, {layer.filters}{stride}"
+        if isinstance(layer, (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)):
+            kind = "max" if isinstance(layer, keras.layers.MaxPooling2D) else "mean"
+            return f"{kind} {layer.pool_size[0]}x{layer.pool_size[1]}" + (
+                "/2" if layer.strides[0] == 2 else ""
+            )
+        return None
+
+    def back(layer, until):  # the words on the way up from `layer`, one tuple per branch
+        if layer is until or isinstance(layer, keras.layers.InputLayer):
+            return [()]
+        own = (word(layer),) if word(layer) else ()
+        return [way + own for above in inputs_of(layer) for way in back(above, until)]
+
+    stem_end = [x for x in base.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
+    ends = [stem_end, *(base.get_layer(f"mixed{number}") for number in range(11))]
+    figure, axes = plt.subplots(2, 6, figsize=(15, 6.5), layout="constrained")
+    for axis, start, end in zip(axes.flat, [base.layers[0], *ends], ends, strict=False):
+        ways = sorted(set(back(end, start)))
+        name = "stem" if end is stem_end else end.name
+        axis.axis("off")
+        axis.set(xlim=(-0.5, len(ways) - 0.5), ylim=(-6.5 if end in ends[:6] else -4.5, 0.5))
+        axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}", fontsize=10)
+        for column, way in enumerate(ways):
+            axis.plot([column] * 2, [0, 1 - len(way)], color="#BBBBBB", zorder=0)
+            for row, text in enumerate(way):
+                colour = "#CFE8F7" if "," in text else "#E8E8E8"
+                axis.text(
+                    column, -row, text.replace(", ", "\n"), ha="center", va="center",
+                    fontsize=7, bbox={"facecolor": colour, "edgecolor": "none", "pad": 2},
+                )  # fmt: skip
+    figure.suptitle(
+        "Annex 1: InceptionV3, block by block. Branches lie side by side and are read downwards "
+        "(kernel and filters;\n/2 halves width and height); their outputs are concatenated."
+    )
     return figure

@@ -128,6 +128,145 @@ def directory_pipeline():
     return {"images_per_s": count / seconds, "images": count}
 
 
+def report_model(classes=2):
+    import keras
+
+    import utils
+
+    model = utils.build_cnn_1(classes, 0.2, 0)
+    schedule = keras.optimizers.schedules.InverseTimeDecay(1e-4, 1, 1e-5)
+    model.compile(keras.optimizers.Adam(schedule), "categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def training_and_bare():
+    """The training loop with all its callbacks beside a bare `train_on_batch`, in turns."""
+    import keras
+    import numpy as np
+
+    import utils
+
+    _, images = opened()
+    rows = images.index[images.index["split"] == "train"].sample(32 * 24, random_state=0)
+    data = utils.make_dataset(images, rows, 2, 32, shuffle_seed=0)
+    validation = utils.make_dataset(images, rows.head(32), 2, 32)
+    model = report_model()
+    pixels = np.random.default_rng(0).random((32, 224, 224, 3), dtype="float32")
+    labels = utils.one_hot(rows.head(32), 2)
+    whole, bare = [], []
+
+    class Clock(keras.callbacks.Callback):  # the steps alone: validation has no bare counterpart
+        def on_epoch_begin(self, epoch, logs=None):
+            self.began = time.perf_counter()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.ended = time.perf_counter()
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as place:
+        early = keras.callbacks.EarlyStopping(patience=99, restore_best_weights=True)
+        keep = utils._Resume(Path(place) / "training.npz", {}, early, data.order, 1)
+        for _ in range(REPEATS + 1):
+            callbacks = [early, keep, clock]
+            model.fit(data, validation_data=validation, callbacks=callbacks, verbose=0,
+                      shuffle=False)  # fmt: skip
+            whole.append(len(rows) / (clock.ended - clock.began))
+            started = time.perf_counter()
+            for _ in range(24):
+                model.train_on_batch(pixels, labels)
+            bare.append(24 * 32 / (time.perf_counter() - started))
+    best = {"images_per_s": max(whole[1:]), "bare_images_per_s": max(bare[1:])}
+    return {**best, "images": len(rows)}
+
+
+def pytorch():
+    """The same CNN, batch and optimizer in PyTorch, on constant data."""
+    try:
+        import torch
+    except ImportError:
+        return {"images_per_s": None, "note": "PyTorch is not installed"}
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Dropout(0.2), nn.Linear(86528, 2),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    pixels, labels = torch.rand(32, 3, 224, 224), torch.arange(32) % 2
+
+    def steps(count=8):
+        for _ in range(count):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(pixels), labels).backward()
+            optimizer.step()
+
+    steps(2)
+    return {"images_per_s": 8 * 32 / fastest(steps), "version": torch.__version__}
+
+
+def transfer(stage, count):
+    """A stage on frozen features beside the same stage with the frozen part inside."""
+    import keras
+    import pandas as pd
+
+    import utils
+
+    run, images = opened()
+    rows = images.index[images.index["split"] == "train"].sample(count, random_state=0)
+    layers = keras.layers
+    if stage == "04_inceptionv3":
+        frozen, _ = utils.build_inception(run)
+        shape = frozen.output_shape[1:]
+        head = keras.Sequential(
+            [keras.Input(shape), layers.Flatten(), layers.Dense(256, activation="relu"),
+             layers.Dropout(0.2), layers.Dense(128, activation="relu"), layers.Dropout(0.2),
+             layers.Dense(3, activation="softmax")]
+        )  # fmt: skip
+    else:
+        cnn_1 = utils.build_cnn_1(3, 0.2, 0)
+        frozen = keras.Model(cnn_1.inputs, cnn_1.layers[6].output)
+        frozen.trainable = False
+        shape = frozen.output_shape[1:]
+        head = keras.Sequential([keras.Input(shape), *utils.cnn_1_layers(3, 0.2, 0)])
+    whole = keras.Sequential(
+        [keras.Input((224, 224, 3)), layers.RandomFlip("horizontal"), frozen, *head.layers]
+    )
+    for model in (whole, head):
+        model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy", metrics=["accuracy"])
+    pixels = utils.make_dataset(images, rows, 3, 64, shuffle_seed=0)
+
+    data = utils.make_dataset(images, rows, 3, 64)
+    frozen.predict(data, verbose=0)
+    predict = fastest(lambda: frozen.predict(data, verbose=0), 2)
+    with tempfile.TemporaryDirectory() as place:
+        cold = utils.dataclasses.replace(run, cache=Path(place), keep=None)
+        started = time.perf_counter()
+        features = utils.frozen_features(cold, images, rows, frozen, "bench")
+        extraction = time.perf_counter() - started
+        on_features = utils.make_feature_dataset(features, rows, 3, 64, shuffle_seed=0)
+        fit = {"epochs": 1, "shuffle": False, "verbose": 0}
+        head.fit(on_features, **fit)
+        whole.fit(pixels, **fit)
+        fast = fastest(lambda: head.fit(on_features, **fit), 3)
+        slow = fastest(lambda: whole.fit(pixels, **fit), 2)
+    epochs = pd.read_csv(history_of(stage))["epoch"].max() if history_of(stage) else 10
+    return {
+        "images": count,
+        "epoch_images_per_s": count / fast,
+        "inside_images_per_s": count / slow,
+        "extraction_images_per_s": 2 * count / extraction,
+        "predict_images_per_s": count / predict,
+        "epochs": int(epochs),
+        "stage_ratio": epochs * slow / (extraction + epochs * fast),
+    }
+
+
+def history_of(stage):
+    return next(iter(sorted((PROJECT / "results").glob(f"*/seed-0/{stage}/history.csv"))), None)
+
+
 MEASURES = {
     "load_img loop": load_img_loop,
     "packing": packing,
@@ -136,6 +275,10 @@ MEASURES = {
     "pipeline, 2x images": lambda: pipeline(2),
     "pipeline, 4x images": lambda: pipeline(4),
     "image_dataset_from_directory": directory_pipeline,
+    "CNN_1 training": training_and_bare,
+    "CNN_1 in PyTorch": pytorch,
+    "04 on features": lambda: transfer("04_inceptionv3", 512),
+    "05 on features": lambda: transfer("05_cnn1_transfer", 1024),
 }
 
 
@@ -151,6 +294,29 @@ def ratios(found):
         "pipeline seconds, 2x : 1x images": two["seconds"] / one["seconds"],
         "pipeline seconds, 4x : 1x images": four["seconds"] / one["seconds"],
         "pipeline peak memory, 4x : 1x images": four["peak_mb"] / one["peak_mb"],
+        "pipeline : CNN_1 training": rate("pipeline") / rate("CNN_1 training"),
+        "CNN_1 training : bare train_on_batch": rate("CNN_1 training")
+        / found["CNN_1 training"]["bare_images_per_s"],
+        **(
+            {"CNN_1 training : PyTorch": rate("CNN_1 training") / rate("CNN_1 in PyTorch")}
+            if rate("CNN_1 in PyTorch")
+            else {}
+        ),
+        **{
+            f"{stage}, {what}": value
+            for stage in ("04", "05")
+            for what, value in transfer_ratios(found[f"{stage} on features"]).items()
+        },
+    }
+
+
+def transfer_ratios(found):
+    return {
+        "epoch on features : frozen part inside": found["epoch_images_per_s"]
+        / found["inside_images_per_s"],
+        "whole stage on features : frozen part inside": found["stage_ratio"],
+        "feature extraction : bare predict": found["extraction_images_per_s"]
+        / found["predict_images_per_s"],
     }
 
 

@@ -3,11 +3,14 @@
     python tests/tools/run.py [--publish] [NAME ...]
 
 What a cell prints is shown as it comes. The executed copies go under the output folder; only
-`--publish` writes them over the committed notebooks, and then only if all of them finished.
+`--publish` writes them over the committed notebooks, and then only if all of them finished; it
+also copies the run's small files to results/ and the small weights to weights/.
 """
 
 import argparse
+import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 PROJECT = Path(__file__).resolve().parents[2]
+PUBLISHED_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer")  # the small ones
 
 
 class EchoingClient(NotebookClient):
@@ -56,6 +60,22 @@ def execute(path):
     return notebook, error
 
 
+def publish_stages(out):
+    """Copies what full runs on real images left to results/, and the small weights to weights/."""
+    for path in sorted(out.glob("seed-*/*/run.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        to = PROJECT / "results" / facts["data"]["label"] / f"seed-{facts['seed']}" / facts["stage"]
+        to.mkdir(parents=True, exist_ok=True)
+        for name in ("history.csv", "predictions.csv", "run.json"):
+            if (path.parent / name).exists():
+                shutil.copyfile(path.parent / name, to / name)
+        weights = path.parent / "model.weights.h5"
+        if facts["seed"] == 0 and facts["stage"] in PUBLISHED_WEIGHTS and weights.exists():
+            (PROJECT / "weights").mkdir(exist_ok=True)
+            shutil.copyfile(weights, PROJECT / "weights" / f"{facts['stage']}.weights.h5")
+        print(f"published {to.relative_to(PROJECT)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", action="store_true", help="write over notebooks/")
@@ -88,6 +108,7 @@ def main():
         for path, notebook in done.items():
             nbformat.write(notebook, path)
             print(f"published {path.relative_to(PROJECT)}")
+        publish_stages(out)
 
 
 if __name__ == "__main__":
