@@ -1155,7 +1155,7 @@ def train(
         return done.history, {**settings, "published": done.facts["settings"]}
     if retrain:
         shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "run.json").exists():
+    if finished(run, stage):
         done = Stage(folder)
         if changed := _differences(done.facts["settings"], settings):
             raise CxrError(
@@ -1222,8 +1222,8 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         facts: settings, metrics and what else the stage has to say; anything JSON can hold.
     """
     folder = run.out / stage
-    finished = model is not None and (folder / "run.json").exists()
-    if finished and Stage(folder).facts["settings"] == facts["settings"]:
+    done = model is not None and finished(run, stage)
+    if done and Stage(folder).facts["settings"] == facts["settings"]:
         return
     files = {}
     if model is not None:
@@ -1324,6 +1324,11 @@ class Stage:
         model.set_weights(bare.get_weights())
 
 
+def finished(run, stage):
+    """Whether this run has the stage already."""
+    return (run.out / stage / "run.json").exists()
+
+
 def load_stage(run, stage, images, published=False):
     """An earlier stage's results, for a notebook that builds on them.
 
@@ -1342,7 +1347,7 @@ def load_stage(run, stage, images, published=False):
     """
     folder = run.out / stage
     notebook = stage.split("-")[0]  # a trial's stage is named after its notebook
-    if not (folder / "run.json").exists():
+    if not finished(run, stage):
         if published:
             return published_stage(stage)
         raise CxrError(
@@ -1364,21 +1369,23 @@ def load_stage(run, stage, images, published=False):
 
 
 def published_stage(stage):
-    """The `Stage` whose weights are in weights/.
+    """The published run with seed 0 of a stage, the one whose weights are in weights/ first.
 
     Raises:
-        CxrError: no published run has these weights.
+        CxrError: nothing is published of this stage.
     """
-    for facts in sorted(RESULTS.glob(f"*/seed-0/{stage}/run.json")):
-        found = Stage(facts.parent)
-        with contextlib.suppress(CxrError):
-            found._file("model.weights.h5")
-            print(
-                f"{stage}: the published weights, trained on {found.facts['data']['name']} "
-                f"with seed {found.facts['seed']}."
-            )
-            return found
-    raise CxrError(f"No published weights of {stage} in weights/: untick PUBLISHED and train.")
+    found = [Stage(path.parent) for path in sorted(RESULTS.glob(f"*/seed-0/{stage}/run.json"))]
+    if not found:
+        raise CxrError(f"Nothing is published of {stage}: untick PUBLISHED and train.")
+
+    def has_weights(one):
+        path = WEIGHTS / f"{stage}.weights.h5"
+        return path.exists() and _checksums(path)[0] == one.facts["files"]["model.weights.h5"]
+
+    best = max(found, key=has_weights)
+    facts = best.facts
+    print(f"{stage}: as published, trained on {facts['data']['name']} with seed {facts['seed']}")
+    return best
 
 
 def published_runs(stage):
@@ -1473,7 +1480,7 @@ class Features:
         return array[positions, flipped]
 
 
-def frozen_features(run, images, rows, frozen, name):
+def frozen_features(run, images, rows, frozen, name, needed=True):
     """Computes the features of both versions of all images, or finds them in the cache.
 
     They are kept in blocks with a checksum each: a killed extraction goes on where it was, a
@@ -1486,6 +1493,7 @@ def frozen_features(run, images, rows, frozen, name):
         frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features; it is run
             in inference mode.
         name: for the file's name and the progress bar.
+        needed: False where the stage is trained already; nothing is computed then.
 
     Returns:
         `Features`.
@@ -1503,6 +1511,9 @@ def frozen_features(run, images, rows, frozen, name):
     shape = tuple(frozen.output.shape[1:])
     features = Features(run.cache / f"features-{name}-{key}.float16", rows, shape, key)
     record = features.path.with_suffix(".json")
+    if not needed:
+        print(f"features {name}: not needed, the stage is trained already")
+        return features
     block_bytes = FEATURE_BLOCK * 2 * int(np.prod(shape)) * 2
     blocks = -(-len(rows) // FEATURE_BLOCK)
     try:
