@@ -22,8 +22,8 @@ $(READY): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-run: $(READY)  ## execute all notebooks (DATA=phantom PROFILE=smoke by default); NAMES=... for some
-	$(SETTINGS) $(BIN)/python tests/tools/run.py $(NAMES)
+run: $(READY)  ## execute all notebooks (DATA=phantom PROFILE=smoke by default); NAMES=... for some, FIELDS="TRIAL=zoom"
+	$(SETTINGS) $(BIN)/python tests/tools/run.py $(FIELDS:%=--field %) $(NAMES)
 
 publish: $(READY)  ## the same, and write the outputs over the committed notebooks
 	$(SETTINGS) $(BIN)/python tests/tools/run.py --publish $(NAMES)

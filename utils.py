@@ -1150,7 +1150,7 @@ def train(
     folder = run.out / stage
     settings = _settings(run, images, model, train_data, validation_data, epochs, early, extra)
     if published:
-        done = published_stage(stage)
+        done = published_stage(stage, images)
         done.load_weights(whole or model)
         return done.history, {**settings, "published": done.facts["settings"]}
     if retrain:
@@ -1349,7 +1349,7 @@ def load_stage(run, stage, images, published=False):
     notebook = stage.split("-")[0]  # a trial's stage is named after its notebook
     if not finished(run, stage):
         if published:
-            return published_stage(stage)
+            return published_stage(stage, images)
         raise CxrError(
             f"{stage} has not been run: {shown(folder)} is not there. Run notebook {notebook} "
             f"first, with profile {run.profile} and seed {run.seed}, or tick PUBLISHED."
@@ -1368,12 +1368,14 @@ def load_stage(run, stage, images, published=False):
     return found
 
 
-def published_stage(stage):
+def published_stage(stage, images):
     """The published run with seed 0 of a stage, the one whose weights are in weights/ first.
 
     Raises:
-        CxrError: nothing is published of this stage.
+        CxrError: nothing is published of this stage, or the images are phantoms.
     """
+    if images.source == "phantom":
+        raise CxrError("What is published is about X-rays, not phantoms: untick PUBLISHED.")
     found = [Stage(path.parent) for path in sorted(RESULTS.glob(f"*/seed-0/{stage}/run.json"))]
     if not found:
         raise CxrError(f"Nothing is published of {stage}: untick PUBLISHED and train.")

@@ -95,6 +95,16 @@ def test_a_failing_notebook_stops_the_run_and_publishes_nothing(project, monkeyp
     assert (project / "notebooks" / "98_good.ipynb").read_text() == before
 
 
+def test_form_fields_are_filled_and_unknown_ones_refused(project):
+    source = 'TRIAL = ""  #@param ["", "a"]\nAGAIN = False  #@param\nprint(TRIAL, AGAIN)'
+    add_notebook(project, "99_form", source)
+    path = project / "notebooks" / "99_form.ipynb"
+    notebook, _ = run.execute(path, {"TRIAL": "a", "AGAIN": "True"})
+    assert notebook.cells[0].outputs[0].text == "a True\n"
+    with pytest.raises(SystemExit, match="OTHER is no form field"):
+        run.execute(path, {"OTHER": "1"})
+
+
 def test_progress_bars_leave_one_line(project, monkeypatch):
     source = "for i in range(3):\n    print('step', i, end='\\r', flush=True)\nprint('done   ')"
     add_notebook(project, "99_bar", source)

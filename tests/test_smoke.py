@@ -20,11 +20,11 @@ def out(pytestconfig):
     return Path(pytestconfig.cxr_out)
 
 
-def run_all(out, *names):
+def run_all(out, *arguments):
     """The lines printed by the runner; it sees no setting but those of `make run`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CXR_")}
     environment |= {"CXR_DATA": "phantom", "CXR_PROFILE": "smoke", "CXR_OUT": str(out)}
-    done = subprocess.run([sys.executable, "tests/tools/run.py", *names], cwd=utils.PROJECT,
+    done = subprocess.run([sys.executable, "tests/tools/run.py", *arguments], cwd=utils.PROJECT,
                           env=environment, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -74,3 +74,37 @@ def test_a_later_notebook_alone_says_what_to_run_first(tmp_path):
         command, cwd=utils.PROJECT, env=environment, capture_output=True, text=True
     )
     assert done.returncode and "Run notebook 02_cnn1_2class first" in done.stderr
+
+
+def fields(*names):
+    return [word for name in names for word in ("--field", name)]
+
+
+@pytest.mark.parametrize("trial", ["contrast", "nadam"])
+def test_a_trial_of_the_report_is_kept_apart(stages, out, trial):
+    run_all(out, *fields(f"TRIAL={trial}"), "02_cnn1_2class")
+    main = stages["02_cnn1_2class"]
+    changed = utils.Stage(main.folder.with_name(f"02_cnn1_2class-{trial}"))
+    theirs, ours = changed.facts["settings"], main.facts["settings"]
+    differ = {key for key in theirs if theirs[key] != ours.get(key)} - {"trial"}
+    assert differ == {"layers" if trial == "contrast" else "optimizer"}
+
+
+def test_a_warm_start_begins_where_notebook_02_ended(stages, out):
+    run_all(out, *fields("WARM_START=True"), "03_cnn1_3class")
+    cold = stages["03_cnn1_3class"]
+    warm = utils.Stage(cold.folder.with_name("03_cnn1_3class-warm"))
+    assert warm.facts["settings"]["warm_start"] is True
+    assert not warm.history["loss"].equals(cold.history["loss"])
+
+
+def test_past_the_stop(stages, out):
+    run_all(out, *fields("PAST_STOP=True"), "04_inceptionv3")
+    assert utils.Stage(
+        stages["04_inceptionv3"].folder.with_name("04_inceptionv3-past")
+    ).history.size
+
+
+def test_published_weights_are_not_for_phantoms(phantom_images):
+    with pytest.raises(utils.CxrError, match="not phantoms: untick PUBLISHED"):
+        utils.published_stage("02_cnn1_2class", phantom_images)

@@ -1,6 +1,6 @@
 """Executes the notebooks in order, as `make run` and `make publish` do.
 
-    python tests/tools/run.py [--publish] [NAME ...]
+    python tests/tools/run.py [--publish] [--field NAME=VALUE ...] [NOTEBOOK ...]
 
 What a cell prints is shown as it comes. The executed copies go under the output folder; only
 `--publish` writes them over the committed notebooks, and then only if all of them finished; it
@@ -10,6 +10,7 @@ also copies the run's small files to results/ and the small weights to weights/.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -33,14 +34,29 @@ class EchoingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(path):
-    """Runs one notebook in its own folder.
+def set_fields(notebook, fields):
+    """Fills form fields, as a person does in Colab: {"TRIAL": "nadam", "RETRAIN": "True"}."""
+    for name, value in fields.items():
+        pattern = re.compile(rf'^{name} = ("[^"]*"|True|False)(?=\s*#@param)', re.M)
+        for cell in notebook.cells:
+            if cell.cell_type == "code" and (found := pattern.search(cell.source)):
+                to = json.dumps(value) if found[1].startswith('"') else str(value == "True")
+                start, end = found.span(1)
+                cell.source = cell.source[:start] + to + cell.source[end:]
+                break
+        else:
+            sys.exit(f"{name} is no form field of this notebook")
+
+
+def execute(path, fields=None):
+    """Runs one notebook in its own folder, with some of its form fields filled.
 
     Returns:
         (notebook, error): the notebook with its outputs, and the exception of a failed cell
         or None.
     """
     notebook = nbformat.read(path, as_version=4)
+    set_fields(notebook, fields or {})
     client = EchoingClient(
         notebook,
         timeout=None,
@@ -79,8 +95,12 @@ def publish_stages(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", action="store_true", help="write over notebooks/")
+    parser.add_argument("--field", action="append", default=[], help="a form field: NAME=VALUE")
     parser.add_argument("names", nargs="*", help="notebooks by name; all of them by default")
     options = parser.parse_args()
+    fields = dict(field.split("=", 1) for field in options.field)
+    if fields and options.publish:
+        parser.error("published notebooks have their form fields at the defaults")
     # The kernel must be this Python, whatever kernels the machine has registered.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     for name in ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS"):
@@ -94,7 +114,7 @@ def main():
             continue
         started = time.monotonic()
         print(f"--- {path.stem} ".ljust(88, "-"), flush=True)
-        notebook, error = execute(path)
+        notebook, error = execute(path, fields)
         copy = out / "executed" / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, copy)
