@@ -1081,12 +1081,8 @@ class _Resume(keras.callbacks.Callback):
         self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds})
         self.stopped = bool(self.model.stop_training)
         left = (self.epochs - epoch - 1) * seconds / 60
-        print(
-            f"epoch {epoch + 1:2d}  {seconds:4.0f} s  "
-            f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-            f"validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}  "
-            + ("stop" if self.stopped or not left else f"at most {left:.0f} min left")
-        )
+        print(_epoch_line(self.rows[-1]), end="  ")
+        print("stop" if self.stopped or not left else f"at most {left:.0f} min left")
         self.save()
 
     def save(self):
@@ -1110,6 +1106,14 @@ class _Resume(keras.callbacks.Callback):
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         with atomic(self.path) as part, open(part, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+def _epoch_line(row):
+    return (
+        f"epoch {row['epoch']:2d}  {row['seconds']:4.0f} s  loss {row['loss']:.3f}  accuracy "
+        f"{row['accuracy']:.3f}  validation loss {row['val_loss']:.3f}  "
+        f"accuracy {row['val_accuracy']:.3f}"
+    )
 
 
 def _differences(old, new):
@@ -1164,6 +1168,7 @@ def train(
             )
         done.load_weights(whole or model)
         print(f"{stage} is trained already ({len(done.history)} epochs): its weights are loaded.")
+        print("\n".join(_epoch_line(row) for row in done.history.to_dict("records")))
         return done.history, settings
     state = _Resume(folder / "training.npz", settings, early, train_data.order, epochs)
     if state.load(model):
@@ -1407,7 +1412,7 @@ def published_runs(stage):
 
 
 def over_seeds(stage, measure, form="{:.1%}"):
-    """A published measure in words: "80.1% ± 1.2% over 5 seeds (chest_xray_224)"."""
+    """A published measure in words: "80.1% ± 1.2% over 5 seeds (chest_xray_224)"; "" for none."""
     runs = published_runs(stage)
     words = []
     for label, of_data in runs.groupby("data") if len(runs) else ():
@@ -1418,7 +1423,7 @@ def over_seeds(stage, measure, form="{:.1%}"):
             else (f", seed {of_data['seed'].iloc[0]} alone")
         )
         words.append(f"{form.format(values.mean())}{spread} ({label})")
-    return "; ".join(words) or "none yet"
+    return "; ".join(words)
 
 
 def claims_table(run, claims):
