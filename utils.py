@@ -1144,16 +1144,22 @@ def train(
 
     Returns:
         (history, settings): a DataFrame with one row per epoch (epoch from 1, loss, accuracy,
-        val_loss, val_accuracy, learning_rate where known, seconds), and what the training
-        depended on, for `save_stage`.
+        val_loss, val_accuracy, seconds), and what the training depended on, for `save_stage`.
 
     Raises:
-        CxrError: the stage was finished with other settings.
+        CxrError: the stage was finished with other settings, or holds a training of your own
+            that published weights would replace.
     """
     epochs = min(epochs, 2) if run.smoke else epochs
     folder = run.out / stage
     settings = _settings(run, images, model, train_data, validation_data, epochs, early, extra)
     if published:
+        own = finished(run, stage) and "published" not in Stage(folder).facts["settings"]
+        if own or (folder / "training.npz").exists():
+            raise CxrError(
+                f"{shown(folder)} holds a training of your own. Untick PUBLISHED to go on with "
+                "it, or set CXR_OUT to another folder to look at the published one."
+            )
         done = published_stage(stage, images)
         done.load_weights(whole or model)
         return done.history, {**settings, "published": done.facts["settings"]}

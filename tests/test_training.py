@@ -177,6 +177,17 @@ def test_a_finished_stage_with_other_settings_is_not_replaced_unless_asked(small
     assert not first[0].equals(second[0])
 
 
+def test_published_weights_never_replace_a_training_of_ones_own(small):
+    with pytest.raises(Killed):
+        small(at=1)
+    with pytest.raises(utils.CxrError, match="of your own. Untick PUBLISHED"):
+        small(published=True)
+    first = small()
+    with pytest.raises(utils.CxrError, match="of your own. Untick PUBLISHED"):
+        small(published=True)
+    assert_same(first, small())
+
+
 @pytest.mark.parametrize(
     "damage",
     [
