@@ -1318,11 +1318,11 @@ class Stage:
 
     @property
     def history(self):
-        return pd.read_csv(self._file("history.csv"))
+        return pd.read_csv(self._file("history.csv"), float_precision="round_trip")
 
     @property
     def predictions(self):
-        return pd.read_csv(self._file("predictions.csv"))
+        return pd.read_csv(self._file("predictions.csv"), float_precision="round_trip")
 
     def load_weights(self, model):
         """Loads the stage's weights into a model of the same layers."""
