@@ -229,6 +229,20 @@ def shown(path):
 
 
 @contextlib.contextmanager
+def _full_disk_said(path, kept):
+    """Turns a full disk into an error that names the file, what to do, and what was kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CxrError(
+                f"No space left while writing {path}. Free some, or set CXR_OUT to a folder on "
+                f"a larger disk. {kept}"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic(path):
     """Gives a temporary path beside `path`, which takes its name only when the block succeeds.
 
@@ -243,17 +257,11 @@ def atomic(path):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CxrError(
-                f"No space left while writing {path}. Free some, or set CXR_OUT to a folder on "
-                "a larger disk. Nothing half-written was kept."
-            ) from error
-        raise
+        with _full_disk_said(path, "Nothing half-written was kept."):
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -1563,33 +1571,26 @@ def _extract(images, rows, frozen, path, record, checksums, name):
     """Appends the missing blocks to the file; the record of checksums follows every tenth."""
     start = len(checksums) * FEATURE_BLOCK
     data = make_dataset(images, rows.iloc[start:], 3, FEATURE_BLOCK)
-    try:
-        with (
-            open(path, "r+b" if path.exists() else "wb") as file,
-            progress(range(len(rows)), f"features {name}") as bar,
-        ):
-            bar.update(start)
-            for pixels, _ in data:
-                both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
-                made = frozen.predict_on_batch(both).astype(np.float16)
-                block = np.stack([made[: len(pixels)], made[len(pixels) :]], axis=1)
-                if not checksums:
-                    file.truncate(0)
-                file.seek(len(checksums) * FEATURE_BLOCK * block[0].nbytes)
-                file.write(block.tobytes())
-                checksums.append(zlib.crc32(block))
-                bar.update(len(pixels))
-                if len(checksums) % FEATURE_RECORD == 0:
-                    file.flush()
-                    write_json(record, {"blocks": checksums})
-            file.truncate()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CxrError(
-                f"No space left while writing {path}. Free some, or set CXR_OUT to a folder on "
-                "a larger disk; what is computed so far is kept."
-            ) from error
-        raise
+    with (
+        _full_disk_said(path, "What is computed so far was kept."),
+        open(path, "r+b" if path.exists() else "wb") as file,
+        progress(range(len(rows)), f"features {name}") as bar,
+    ):
+        bar.update(start)
+        for pixels, _ in data:
+            both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
+            made = frozen.predict_on_batch(both).astype(np.float16)
+            block = np.stack([made[: len(pixels)], made[len(pixels) :]], axis=1)
+            if not checksums:
+                file.truncate(0)
+            file.seek(len(checksums) * FEATURE_BLOCK * block[0].nbytes)
+            file.write(block.tobytes())
+            checksums.append(zlib.crc32(block))
+            bar.update(len(pixels))
+            if len(checksums) % FEATURE_RECORD == 0:
+                file.flush()
+                write_json(record, {"blocks": checksums})
+        file.truncate()
     write_json(record, {"blocks": checksums})
 
 
