@@ -4,13 +4,15 @@ PYTHON ?= python3
 DATA ?= $(or $(CXR_DATA),phantom)
 PROFILE ?= $(or $(CXR_PROFILE),smoke)
 SEED ?= $(or $(CXR_SEED),0)
+SEEDS ?= 0 1 2 3 4
+STEPS ?= seeds choices trials split
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SETTINGS = CXR_DATA="$(DATA)" CXR_PROFILE="$(PROFILE)" CXR_SEED="$(SEED)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run publish test bench badges lint
+.PHONY: help run publish study ledger test bench badges
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -27,6 +29,12 @@ run: $(READY)  ## execute all notebooks (DATA=phantom PROFILE=smoke by default);
 
 publish: $(READY)  ## the same, and write the outputs over the committed notebooks
 	$(SETTINGS) $(BIN)/python tests/tools/run.py --publish $(NAMES)
+
+study: $(READY)  ## every stage and trial over SEEDS="0 1 2 3 4" (DATA=folder), into results/; goes on where it stopped
+	CXR_DATA="$(DATA)" $(BIN)/python tests/tools/study.py --seeds "$(SEEDS)" --steps "$(STEPS)"
+
+ledger: $(READY)  ## write results/claims.* and the README's tables anew from results/
+	$(BIN)/python tests/tools/ledger.py
 
 test: $(READY)  ## the whole test suite: ruff, pytest, and nbval on phantoms
 	$(BIN)/ruff check

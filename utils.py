@@ -458,7 +458,7 @@ def read_index(root):
     return pd.DataFrame(sorted(rows), columns=columns)
 
 
-def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0):
+def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0, stratify=True):
     """Says for each image what it is used for (the report's Fig. 1).
 
     A fifth of Kaggle's train folder becomes the validation set, drawn with the same share of
@@ -473,6 +473,7 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0):
         fraction: share of the images, or of the patients, in Kaggle's train folder.
         smoke: keep only SMOKE images of each part, the others become "unused".
         share: of the images of the smoke profile, for stages that are slow per image.
+        stratify: False to draw images without a look at their class; the report does not say.
 
     Returns:
         Series of "train", "validation", "test" or "unused", indexed as `index`.
@@ -489,7 +490,10 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0):
         part[pool.index[pool["patient"].isin(chosen)]] = "validation"
     elif by == "image":
         _, chosen = train_test_split(
-            pool.index, test_size=fraction, stratify=pool["class3"], random_state=seed
+            pool.index,
+            test_size=fraction,
+            stratify=pool["class3"] if stratify else None,
+            random_state=seed,
         )
         part[chosen] = "validation"
     else:
@@ -1028,6 +1032,22 @@ def _settings(run, images, model, train_data, validation_data, epochs, early, ex
     return json.loads(json.dumps(settings, default=str))
 
 
+class _Follow(keras.callbacks.Callback):
+    """Adds `test_accuracy` to every epoch's record, for a look back at the stopping rules.
+
+    Nothing in the training sees it. Comes before `_Resume`, which keeps the record.
+    """
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["test_accuracy"] = self.model.evaluate(self.data, verbose=0, return_dict=True)[
+            "accuracy"
+        ]
+
+
 class _Resume(keras.callbacks.Callback):
     """Keeps a training's whole state after every epoch, and goes on from it.
 
@@ -1131,7 +1151,7 @@ def _differences(old, new):
 
 def train(
     run, stage, images, model, train_data, validation_data, epochs, early,
-    whole=None, retrain=False, published=False, **extra,
+    whole=None, retrain=False, published=False, follow=None, **extra,
 ):  # fmt: skip
     """`model.fit` that survives: a killed training goes on after its last finished epoch, and a
     finished one is not repeated. Afterwards the model has the weights of its best epoch.
@@ -1148,6 +1168,8 @@ def train(
             its layers (stages 4 and 5).
         retrain: train anew even if the stage is finished.
         published: take the published weights instead of training.
+        follow: a dataset of the test images, whose accuracy after every epoch is then noted as
+            `test_accuracy`. It is for describing the report's choices, never for making one.
         extra: anything else the result depends on, kept in run.json.
 
     Returns:
@@ -1193,7 +1215,7 @@ def train(
             validation_data=validation_data,
             epochs=epochs,
             initial_epoch=len(state.rows),
-            callbacks=[early, state],
+            callbacks=[early, *([_Follow(follow)] if follow is not None else []), state],
             shuffle=False,  # the data shuffles itself
             verbose=0,
         )
@@ -1206,8 +1228,20 @@ def train(
 
 # --- 7. Stages: what a notebook leaves behind ---------------------------------------------
 
+CHOICES = {"dropout": 0.2, "patience": 3, "stratified": True}  # what the report leaves open
 RESULTS = PROJECT / "results"  # LABEL/seed-N/STAGE: the small files of the published runs
 WEIGHTS = PROJECT / "weights"  # STAGE.weights.h5 of the published run with seed 0
+
+
+def stage_name(stage, **choices):
+    """The folder name of a stage: other choices than CHOICES are part of it, so that runs with
+    different ones are kept apart ("05_cnn1_transfer-dropout-0.5-patience-10")."""
+    words = [stage]
+    for name, usual in CHOICES.items():
+        value = choices.get(name, usual)
+        if value != usual:
+            words.append(f"{name}-{value:g}" if name != "stratified" else "unstratified")
+    return "-".join(words)
 
 
 def predict(model, images, rows, classes, batch_size=64):
@@ -1425,48 +1459,97 @@ def published_runs(stage):
     return pd.DataFrame(rows)
 
 
-def over_seeds(stage, measure, form="{:.1%}"):
-    """A published measure in words: "80.1% ± 1.2% over 5 seeds (chest_xray_224)"; "" for none."""
-    runs = published_runs(stage)
-    words = []
-    for label, of_data in runs.groupby("data") if len(runs) else ():
-        values = of_data[measure]
-        spread = (
-            f" ± {form.format(values.std())} over {len(values)} seeds"
-            if len(values) > 1
-            else (f", seed {of_data['seed'].iloc[0]} alone")
-        )
-        words.append(f"{form.format(values.mean())}{spread} ({label})")
-    return "; ".join(words)
+def open_choices(stage):
+    """What a stage's published runs would have reached under other choices of what the report
+    leaves open. A smaller patience stops earlier on the same path, so one run with a large
+    patience tells about all smaller ones.
+
+    Returns:
+        DataFrame with the columns data, seed, dropout, stratified, patience, weights (of the
+        "best" or the "last" epoch), epoch (whose weights these are, from 1) and accuracy (on the
+        test images); of the runs whose test accuracy was followed.
+    """
+    rows = []
+    for path in sorted(RESULTS.glob(f"*/seed-*/{stage}*/run.json")):
+        found = Stage(path.parent)
+        choices = {**CHOICES, **found.facts.get("choices", {})}
+        history = found.history if path.parent.name == stage_name(stage, **choices) else []
+        if "test_accuracy" not in history:
+            continue
+        for patience in (2, 3, 5, 10):
+            stop, best = stopping_epoch(history["val_loss"], patience)
+            if patience <= choices["patience"]:
+                rows += [
+                    {"data": found.facts["data"]["label"], "seed": found.facts["seed"], **choices,
+                     "patience": patience, "weights": weights, "epoch": epoch,
+                     "accuracy": history["test_accuracy"][epoch - 1]}
+                    for weights, epoch in (("best", best), ("last", stop))
+                ]  # fmt: skip
+    table = pd.DataFrame(rows)  # a run with patience 3 is the beginning of the one with 10
+    key = ["data", "seed", "dropout", "stratified", "patience", "weights"]
+    return table.drop_duplicates(key).reset_index(drop=True) if rows else table
 
 
-def claims_table(run, claims):
-    """The *Against the report* table.
+def stopping_epoch(losses, patience):
+    """(last, best): the epoch, from 1, at which early stopping ends on these validation losses,
+    and the epoch of the lowest one until then."""
+    best = 0
+    for epoch, loss in enumerate(losses):
+        best = epoch if loss < losses[best] else best
+        if epoch - best >= patience:
+            break
+    return epoch + 1, best + 1
+
+
+def open_choices_said(choices, reported):
+    """In words, how far a reported accuracy lies inside `open_choices`."""
+    values = choices["accuracy"]
+    above = (values >= reported).mean()
+    words = [
+        f"{len(values)} combinations of choice and seed ({choices['seed'].nunique()} seeds): "
+        f"{values.min():.1%} to {values.max():.1%}, median {values.median():.1%}; "
+        f"{above:.0%} of them reach the report's {reported:.0%}."
+    ]
+    for name in ("dropout", "patience", "weights", "stratified", "seed"):
+        means = choices.groupby(name)["accuracy"].mean()
+        if len(means) > 1:
+            words.append(
+                f"  mean by {name}: " + ", ".join(f"{v} {m:.1%}" for v, m in means.items())
+            )
+    return "\n".join(words)
+
+
+def claims_table(run, images, claims):
+    """The *Against the report* table: this run beside the published runs (results/claims.csv,
+    which states its rules in results/claims.md).
 
     Args:
         run: `Run`.
-        claims: (id, what the report says, what this run found, the published runs in words,
-            verdict) each. The verdict is True, False, None ("cannot be tested here"),
-            "seeds" for what rests on the spread over seeds and not on one run, or words.
+        images: `Images`; where runs on several sets are published, those on this one are shown.
+        claims: dict from claim id to what this run found, in words; or to (words, verdict),
+            where this run alone decides: True, False, or None ("cannot be tested here").
 
     Returns:
-        DataFrame indexed by claim id.
+        DataFrame indexed by claim id: report, this run, published runs, verdict.
     """
-    words = {True: "reproduced", False: "not reproduced", None: "cannot be tested here",
-             "seeds": "rests on the spread over seeds"}  # fmt: skip
-    rows = [
-        (
-            name,
-            said,
-            found,
-            published,
-            "none: phantoms" if run.data == "phantom" else words.get(holds, holds),
-        )
-        for name, said, found, published, holds in claims
-    ]
-    columns = ["claim", "report", "this run", "published runs", "verdict"]
-    table = pd.DataFrame(rows, columns=columns).set_index("claim")
-    return table if table["published runs"].any() else table.drop(columns="published runs")
+    words = {True: "reproduced", False: "not reproduced", None: "cannot be tested here"}
+    ledger = pd.read_csv(RESULTS / "claims.csv", keep_default_na=False)
+    if (ledger["data"] == images.label).any():
+        ledger = ledger[ledger["data"] == images.label]
+    ledger = ledger.drop_duplicates("claim").set_index("claim")
+    rows = {}
+    for claim, found in claims.items():
+        said = ledger.loc[claim]
+        found, verdict = found if isinstance(found, tuple) else (found, said["verdict"])
+        if run.data == "phantom":
+            verdict = "none: phantoms"
+        rows[claim] = {
+            "report": said["report"],
+            "this run": found,
+            "published runs": said["ours"],
+            "verdict": words.get(verdict, verdict),
+        }
+    return pd.DataFrame(rows).T.rename_axis("claim")
 
 
 # --- 8. Frozen features -------------------------------------------------------------------
@@ -1660,22 +1743,11 @@ def evaluate(predictions, classes):
     precision = metrics.precision_score(
         true, said, average=None, labels=range(classes), zero_division=0
     )
-    per_patient = (
-        pd.Series(said == true).groupby(predictions["patient"].to_numpy()).agg(["sum", "size"])
-    )
-    interval = stats.bootstrap(
-        (per_patient["sum"], per_patient["size"]),
-        lambda right, all_, axis=-1: right.sum(axis) / all_.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    low, high = patient_interval(said == true, predictions["patient"])
     result = {
         "accuracy": metrics.accuracy_score(true, said),
-        "accuracy_low": interval.low,
-        "accuracy_high": interval.high,
+        "accuracy_low": low,
+        "accuracy_high": high,
         "recall": dict(zip(names, recall.tolist(), strict=True)),
         "precision": dict(zip(names, precision.tolist(), strict=True)),
         "auc": metrics.roc_auc_score(true, probabilities[:, 1])
@@ -1686,6 +1758,24 @@ def evaluate(predictions, classes):
     if classes == 2:
         result |= {"sensitivity": recall[1], "specificity": recall[0]}
     return {k: v if isinstance(v, dict) else float(v) for k, v in result.items()}
+
+
+def patient_interval(hits, patients):
+    """95% bootstrap interval (low, high) of the mean of `hits`, bool or float (images,), that
+    resamples whole patients."""
+    per_patient = (
+        pd.Series(np.asarray(hits, float)).groupby(np.asarray(patients)).agg(["sum", "size"])
+    )
+    interval = stats.bootstrap(
+        (per_patient["sum"], per_patient["size"]),
+        lambda right, all_, axis=-1: right.sum(axis) / all_.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def yardsticks(images, train, rows, classes):
@@ -1743,6 +1833,44 @@ def comparison(predictions, classes):
             "ROC AUC": f"{found['auc']:.3f}",
         }
     return pd.DataFrame(rows).T.rename_axis("test images")
+
+
+def grad_cam(model, pixels, number, averaged=False):
+    """Where a picture speaks for a class: Grad-CAM at the feature maps of the frozen network
+    inside `model` (26 x 26 places in stage 05).
+
+    The maps are weighted by the gradient of the class's logit against the other classes'
+    (log-sum-exp); what speaks against the class is cut off. Keras' recipe averages that gradient
+    over each map first, which suits networks that end in global average pooling. These end in
+    layers that know places, and there the average points elsewhere; so each place keeps its own
+    gradient (HiResCAM: Draelos and Carin, 2020).
+
+    Args:
+        model: an assembled model of stage 04 or 05, its last layer a softmax.
+        pixels: float32 (224, 224, 3) in [0, 1].
+        number: of the class.
+        averaged: average the gradient over each map, as Keras' recipe (Selvaraju et al., 2017).
+
+    Returns:
+        float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
+    """
+    nested = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    *rest, softmax = model.layers[model.layers.index(nested) + 1 :]
+    maps = nested(pixels[None], training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        values = maps
+        for layer in rest:
+            values = layer(values, training=False)
+        logits = (values @ softmax.kernel + softmax.bias)[0]
+        others = tf.boolean_mask(logits, np.arange(len(logits)) != number)
+        score = logits[number] - tf.reduce_logsumexp(others)
+    weights = tape.gradient(score, maps)
+    if averaged:
+        weights = tf.reduce_mean(weights, axis=(1, 2), keepdims=True)
+    heat = tf.nn.relu(tf.reduce_sum(maps * weights, axis=-1, keepdims=True))
+    heat = tf.image.resize(heat, (SIDE, SIDE))[0, ..., 0].numpy()
+    return heat / max(heat.max(), np.finfo("float32").tiny)
 
 
 # --- 10. Figures --------------------------------------------------------------------------
@@ -1805,6 +1933,47 @@ def plot_history(history, reported, title):
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(len(history), reported) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_open_choices(choices, reported, title):
+    """Test accuracy over what the report leaves open, one point per combination and seed.
+
+    Args:
+        choices: DataFrame of `open_choices`.
+        reported: the report's accuracy, 0 to 1.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    figure, axes = plt.subplots(
+        1, 2, figsize=(10, 3.4), layout="constrained", sharey=True, width_ratios=(3, 1)
+    )
+    groups = choices.groupby(["dropout", "stratified"])
+    colours = {"best": COLOURS["train"], "last": COLOURS["validation"]}
+    jitter = np.random.default_rng(0)
+    ticks = []
+    for (dropout, stratified), group in groups:
+        for patience, of_patience in group.groupby("patience"):
+            for weights, points in of_patience.groupby("weights"):
+                shift = -0.15 if weights == "best" else 0.15
+                x = len(ticks) + shift + jitter.uniform(-0.06, 0.06, len(points))
+                axes[0].plot(x, points["accuracy"], "o" if weights == "best" else "s",
+                             color=colours[weights], markersize=4, alpha=0.8)  # fmt: skip
+            ticks.append(f"{patience}\n{dropout:g}{'' if stratified else ' *'}")
+    axes[0].set(xticks=range(len(ticks)), ylabel="test accuracy",
+                xlabel="patience over dropout" + ("" if choices["stratified"].all()
+                                                  else " (* not stratified)"))  # fmt: skip
+    axes[0].set_xticklabels(ticks, fontsize=8)
+    axes[1].hist([choices.loc[choices["weights"] == w, "accuracy"] for w in colours], bins=12,
+                 color=list(colours.values()), stacked=True, orientation="horizontal",
+                 label=[f"weights of the {w} epoch" for w in colours])  # fmt: skip
+    axes[1].set(xlabel="combinations")
+    for axis in axes:
+        axis.axhline(reported, color="black", linestyle=":", label=f"report: {reported:.0%}")
+    axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
     return figure
 

@@ -14,6 +14,8 @@ FIGURES = {  # the report's figures, by the notebook that reproduces them
     "01_data": (1, 2),
     "02_cnn1_2class": (3, 4, 5),
     "03_cnn1_3class": (6, 7),
+    "04_inceptionv3": (8, 9, 10),
+    "05_cnn1_transfer": (11, 12, 13),
 }
 
 

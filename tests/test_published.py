@@ -52,7 +52,7 @@ class AnyXrays:
 
 def test_the_small_weights_are_there_and_load():
     files = sorted(utils.WEIGHTS.glob("*.weights.h5"))
-    wanted = ["02_cnn1_2class", "03_cnn1_3class"]
+    wanted = ["02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer"]
     assert [path.name.split(".")[0] for path in files] == wanted
     assert all(path.stat().st_size < 2_000_000 for path in files)
     for stage, classes in (("02_cnn1_2class", 2), ("03_cnn1_3class", 3)):

@@ -42,7 +42,7 @@ def test_notebook_01_counts_the_real_set(tmp_path):
 
 
 def test_published_weights_give_the_published_numbers_without_training(tmp_path):
-    names = ("02_cnn1_2class", "03_cnn1_3class")
+    names = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer")
     printed = run_full(tmp_path, "--field", "PUBLISHED=True", *names)
     assert "epoch  1" not in printed
     for name in names:

@@ -1,4 +1,4 @@
-"""What the notebooks leave in the smoke profile on phantoms, and that it is kept."""
+"""What all five notebooks leave in the smoke profile on phantoms, and that it is kept."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 import utils
 
-STAGES = sorted(path.stem for path in (utils.PROJECT / "notebooks").glob("*.ipynb"))
+STAGES = ["01_data", "02_cnn1_2class", "03_cnn1_3class", "04_inceptionv3", "05_cnn1_transfer"]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,10 @@ def test_every_stage_is_there(stages):
         if name != "01_data":
             assert len(stage.history) == 2 and set(stage.predictions["part"]) == {
                 "test", "validation"}  # fmt: skip
+    assert stages["04_inceptionv3"].facts["inception"] == "random weights, never trained"
 
 
-@pytest.mark.parametrize("name", STAGES[1:])
+@pytest.mark.parametrize("name", ["02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer"])
 def test_the_phantoms_are_learned_better_than_chance(stages, name):
     assert stages[name].facts["metrics"]["auc"] > 0.58
 
@@ -56,7 +57,8 @@ def test_a_second_run_trains_and_computes_nothing_again(stages, out):
     before = {p: p.stat().st_mtime_ns for p in kept if "01_data" not in p.parts}
     again = STAGES[1:]
     printed = run_all(out, *again)
-    assert len(re.findall(r"is trained already \(", printed)) == len(again)
+    assert len(re.findall(r"is trained already \(", printed)) == 5
+    assert len(re.findall("not needed", printed)) == 3
     assert before == {p: p.stat().st_mtime_ns for p in before}
     for name in again:
         notebook = nbformat.read(out / "executed" / f"{name}.ipynb", as_version=4)
@@ -94,6 +96,13 @@ def test_a_warm_start_begins_where_notebook_02_ended(stages, out):
     warm = utils.Stage(cold.folder.with_name("03_cnn1_3class-warm"))
     assert warm.facts["settings"]["warm_start"] is True
     assert not warm.history["loss"].equals(cold.history["loss"])
+
+
+def test_past_the_stop(stages, out):
+    run_all(out, *fields("PAST_STOP=True"), "04_inceptionv3")
+    assert utils.Stage(
+        stages["04_inceptionv3"].folder.with_name("04_inceptionv3-past")
+    ).history.size
 
 
 def test_published_weights_are_not_for_phantoms(phantom_images):

@@ -37,12 +37,15 @@ class EchoingClient(NotebookClient):
 def set_fields(notebook, fields):
     """Fills form fields, as a person does in Colab: {"TRIAL": "nadam", "RETRAIN": "True"}."""
     for name, value in fields.items():
-        pattern = re.compile(rf'^{name} = ("[^"]*"|True|False)(?=\s*#@param)', re.M)
+        pattern = re.compile(rf'^{name} = ("[^"]*"|True|False|[\d.]+)(?=\s*#@param)', re.M)
         for cell in notebook.cells:
             if cell.cell_type == "code" and (found := pattern.search(cell.source)):
-                to = json.dumps(value) if found[1].startswith('"') else str(value == "True")
+                if found[1].startswith('"'):
+                    value = json.dumps(value)
+                elif found[1] in ("True", "False"):
+                    value = str(value == "True")
                 start, end = found.span(1)
-                cell.source = cell.source[:start] + to + cell.source[end:]
+                cell.source = cell.source[:start] + value + cell.source[end:]
                 break
         else:
             sys.exit(f"{name} is no form field of this notebook")
@@ -76,6 +79,15 @@ def execute(path, fields=None):
     return notebook, error
 
 
+def settle_environment():
+    """Makes the kernels this Python's own, and relative folders those of this folder."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # whatever kernels the machine has registered
+    for name in ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS"):
+        value = os.environ.get(name, "")  # relative to this folder, not to notebooks/
+        if value not in ("", "kaggle", "phantom", "imagenet", "random"):
+            os.environ[name] = str(Path(value).expanduser().absolute())
+
+
 def publish_stages(out):
     """Copies what full runs on real images left to results/, and the small weights to weights/."""
     for path in sorted(out.glob("seed-*/*/run.json")):
@@ -101,12 +113,7 @@ def main():
     fields = dict(field.split("=", 1) for field in options.field)
     if fields and options.publish:
         parser.error("published notebooks have their form fields at the defaults")
-    # The kernel must be this Python, whatever kernels the machine has registered.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    for name in ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS"):
-        value = os.environ.get(name, "")  # relative to this folder, not to notebooks/
-        if value not in ("", "kaggle", "phantom", "imagenet"):
-            os.environ[name] = str(Path(value).expanduser().absolute())
+    settle_environment()
     out = Path(os.environ.get("CXR_OUT") or PROJECT / "artifacts").expanduser().absolute()
     done = {}
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):

@@ -1,0 +1,462 @@
+"""The ledger: every claim of the report, what the published runs gave, and the verdict.
+
+    python tests/tools/ledger.py
+
+Reads results/LABEL/seed-N/STAGE and writes results/claims.csv, results/claims.md and the tables
+of README.md. The rules, the same for all claims:
+
+- A verdict where a seed matters needs at least 3 seeds; until then the claim is open.
+- A number (accuracy, epochs, recall) is reproduced if the report's lies within the range expected
+  of one more run: mean ± sqrt(t² s² (1 + 1/n) + 1.96² e²), with s the standard deviation over n
+  seeds, t Student's 97.5% point, and e the standard error of one run on these test images, by
+  patient (none for epochs).
+- A difference between two models or trainings is reproduced if the 95% t-interval of the paired
+  differences over seeds lies wholly on the claimed side of 0.
+- An order within one model (the class found best) is reproduced if it holds with every seed.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import utils
+
+LEAST_SEEDS = 3
+README, CSV, MARKDOWN = (
+    utils.PROJECT / "README.md",
+    utils.RESULTS / "claims.csv",
+    utils.RESULTS / "claims.md",
+)
+S02, S03, S04, S05 = "02_cnn1_2class", "03_cnn1_3class", "04_inceptionv3", "05_cnn1_transfer"
+MODELS = {  # stage: (model, the report's accuracy)
+    S02: ("CNN_1, 2 classes", 0.82),
+    S03: ("CNN_1, 3 classes", 0.71),
+    S04: ("InceptionV3, 3 classes", 0.75),
+    S05: ("CNN_1 transfer, 3 classes", 0.84),
+}
+
+
+class Open(Exception):
+    """Not enough is published for a verdict; the message says what there is."""
+
+
+class Runs:
+    """The published runs on one set of images."""
+
+    def __init__(self, label):
+        self.label = label
+        self.stages = {}
+        for path in sorted(utils.RESULTS.glob(f"{label}/seed-*/*/run.json")):
+            stage = utils.Stage(path.parent)
+            self.stages.setdefault(stage.facts["stage"], {})[stage.facts["seed"]] = stage
+
+    def of(self, name, least=1):
+        """dict from seed to `utils.Stage`."""
+        found = dict(sorted(self.stages.get(name, {}).items()))
+        if len(found) < least:
+            raise Open(f"{len(found)} of {least} seeds of {name}")
+        return found
+
+    def values(self, name, measure):
+        """Series over seeds of one number: a key of metrics, "epochs", or a function."""
+        return pd.Series({seed: self._value(s, measure) for seed, s in self.of(name).items()})
+
+    @staticmethod
+    def _value(stage, measure):
+        if measure == "epochs":
+            return len(stage.history)
+        if callable(measure):
+            return measure(stage)
+        value = stage.facts["metrics"]
+        for key in measure.split("."):
+            value = value[key]
+        return value
+
+    def differences(self, better, worse, measure):
+        """Series over the seeds that both stages have."""
+        a, b = self.values(better, measure), self.values(worse, measure)
+        paired = (a - b).dropna()
+        if len(paired) < LEAST_SEEDS:
+            raise Open(f"{len(paired)} of {LEAST_SEEDS} seeds of {better} and {worse}")
+        return paired
+
+
+def expected_range(values, error=0.0):
+    """(low, high): where one more run is expected, see the module's rules."""
+    n = len(values)
+    t = stats.t.ppf(0.975, n - 1)
+    half = np.sqrt(t**2 * np.var(values, ddof=1) * (1 + 1 / n) + 1.96**2 * error**2)
+    return np.mean(values) - half, np.mean(values) + half
+
+
+def difference_interval(paired):
+    """(low, high): the 95% t-interval of the mean of paired differences."""
+    n = len(paired)
+    half = stats.t.ppf(0.975, n - 1) * np.std(paired, ddof=1) / np.sqrt(n)
+    return paired.mean() - half, paired.mean() + half
+
+
+def of_test(stage):
+    table = stage.predictions
+    return table[table["part"] == "test"].sort_values("file").reset_index(drop=True)
+
+
+def shares_by_patient(stages, hit, among):
+    """Low and high of a share pooled over seeds, and the standard error of one run, by patient.
+
+    `hit` and `among` take a test table and return booleans: accuracy is `right` among `every`.
+    """
+    tables = [of_test(stage) for stage in stages]
+    hits = np.mean([(hit(t) & among(t)).to_numpy() for t in tables], axis=0)
+    kept = among(tables[0]).to_numpy()
+    patients = tables[0]["patient"].to_numpy()[kept]
+    low, high = utils.patient_interval(hits[kept], patients)
+    one = [utils.patient_interval(hit(t).to_numpy()[kept], patients) for t in tables]
+    return low, high, np.mean([h - l for l, h in one]) / 3.92  # noqa: E741
+
+
+def answers(table):
+    return table[[c for c in (*utils.CLASSES[3], "pneumonia") if c in table]].idxmax(axis=1)
+
+
+def right(table):
+    return answers(table) == table["true"]
+
+
+def every(table):
+    return table["true"] != ""
+
+
+def percent(value, sign=False):
+    return f"{100 * value:{'+' if sign else ''}.1f}%"
+
+
+def points(value):
+    return f"{100 * value:+.1f} points"
+
+
+def number(runs, name, measure, reported, form=percent, hit=None, among=every):
+    """(in words, verdict) of a claim that a run gives a number."""
+    values = runs.values(name, measure)
+    words = form(values.mean())
+    if len(values) > 1:
+        words += f" ± {form(values.std())} ({form(values.min())} to {form(values.max())})"
+    error = 0.0
+    if hit:
+        low, high, error = shares_by_patient(runs.of(name).values(), hit, among)
+        words += f", by patient {form(low)} to {form(high)}"
+    if len(values) < LEAST_SEEDS:
+        return words, f"open: {len(values)} of {LEAST_SEEDS} seeds"
+    low, high = expected_range(values, error)
+    words += f"; one more run {form(low)} to {form(high)}"
+    return words, bool(low <= reported <= high)
+
+
+def accuracy(runs, name):
+    words, verdict = number(runs, name, "accuracy", MODELS[name][1], hit=right)
+    return words + weights(runs, name), verdict
+
+
+def epochs(runs, name, reported):
+    words, verdict = number(runs, name, "epochs", reported, form="{:.1f}".format)
+    return words + weights(runs, name), verdict
+
+
+def weights(runs, name):
+    """Which InceptionV3 weights a stage stood on, where it did."""
+    said = {stage.facts.get("inception") for stage in runs.of(name).values()} - {None}
+    return f" ({', '.join(sorted(said))})" if said else ""
+
+
+def parameters(runs, name, total, trainable=None):
+    facts = [stage.facts for stage in runs.of(name).values()]
+    words = f"{facts[0]['parameters']:,}"
+    holds = all(fact["parameters"] == total for fact in facts)
+    if trainable:
+        words += f", {facts[0]['trainable']:,} trainable"
+        holds &= all(fact["trainable"] == trainable for fact in facts)
+    return words, holds
+
+
+def of_01(claim):
+    def look(runs):
+        facts = next(iter(runs.of("01_data").values())).facts
+        [row] = [row for row in facts["claims"] if row["claim"] == claim]
+        return row["this run"], row["verdict"]
+
+    return look
+
+
+def augmentation(runs):
+    words, holds = [], True
+    for other in ("zoom", "contrast"):
+        paired = runs.differences(S02, f"{S02}-{other}", "accuracy")
+        low, high = difference_interval(paired)
+        words.append(
+            f"flip against {other} {points(paired.mean())} ({points(low)} to {points(high)})"
+        )
+        holds &= bool(low > 0)
+    return f"test accuracy: {'; '.join(words)}; {len(paired)} seeds", holds
+
+
+def fluctuation(stage):
+    """Mean step of the validation loss from one epoch to the next."""
+    return stage.history["val_loss"].diff().abs().mean()
+
+
+def nadam(runs):
+    paired = runs.differences(f"{S02}-nadam", S02, fluctuation)
+    low, high = difference_interval(paired)
+    steps = [runs.values(name, fluctuation).mean() for name in (f"{S02}-nadam", S02)]
+    words = (
+        f"mean step of the validation loss between epochs: Nadam {steps[0]:.3f}, "
+        f"Adam {steps[1]:.3f} (difference {low:+.3f} to {high:+.3f}, {len(paired)} seeds)"
+    )
+    return words, bool(low > 0)
+
+
+def order(runs):
+    said, verdict = of_01("C09")(runs)
+    paired = runs.differences(S02, f"{S02}-unshuffled", "accuracy")
+    low, high = difference_interval(paired)
+    words = (
+        f"{said}; test accuracy shuffled against not {points(paired.mean())} "
+        f"({points(low)} to {points(high)}, {len(paired)} seeds)"
+    )
+    if verdict != "reproduced":
+        return words, verdict
+    return words, True if low > 0 else "the order is reproduced, that it harms this training is not"
+
+
+def sensitivity(runs):
+    names = {"pneumonia": ("sensitivity", 388 / 390), "normal": ("specificity", 123 / 234)}
+    words, verdicts = [], []
+    for true, (measure, reported) in names.items():
+        said, verdict = number(
+            runs, S02, measure, reported, hit=right, among=lambda t, c=true: t["true"] == c
+        )
+        words.append(f"{measure} {said}")
+        verdicts.append(verdict)
+    if any(isinstance(verdict, str) for verdict in verdicts):
+        return ". ".join(words), verdicts[0]
+    said = {True: "reproduced", False: "not reproduced"}
+    if verdicts[0] == verdicts[1]:
+        return ". ".join(words), verdicts[0]
+    return ". ".join(words), f"sensitivity {said[verdicts[0]]}, specificity {said[verdicts[1]]}"
+
+
+def prevalence(runs):
+    counts = next(iter(runs.of("01_data").values())).facts["counts"]
+    ill = {split: sum(c.values()) - c["normal"] for split, c in counts.items()}
+    all_ = {split: sum(c.values()) for split, c in counts.items()}
+    whole, test = sum(ill.values()) / sum(all_.values()), ill["test"] / all_["test"]
+    words = f"{percent(whole)} of all images, {percent(test)} of the test images"
+    return words, "not reproduced: true of the test images alone"
+
+
+def best_class(runs):
+    stages = runs.of(S03, LEAST_SEEDS)
+    recall = pd.DataFrame({s: x.facts["metrics"]["recall"] for s, x in stages.items()})
+    precision = pd.DataFrame({s: x.facts["metrics"]["precision"] for s, x in stages.items()})
+    words = "; ".join(
+        f"{name}: " + ", ".join(f"{c} {percent(v)}" for c, v in table.mean(axis=1).items())
+        for name, table in (("recall", recall), ("precision", precision))
+    )
+    first = [bool((table.idxmax() == "normal").all()) for table in (recall, precision)]
+    if first == [False, True]:
+        return words, "by precision reproduced, by recall not"
+    return words, all(first)
+
+
+def confused_with(runs):
+    counts = []
+    for stage in runs.of(S03, LEAST_SEEDS).values():
+        table = of_test(stage)
+        counts.append(answers(table)[table["true"] == "normal"].value_counts())
+    viral, bacterial = ([int(c.get(name, 0)) for c in counts] for name in ("viral", "bacterial"))
+    words = f"normals called viral {viral}, bacterial {bacterial}, seed by seed"
+    return words, all(v > b for v, b in zip(viral, bacterial, strict=True))
+
+
+def over_fitting(runs):
+    stages = runs.of(f"{S04}-past", LEAST_SEEDS)
+    rise, fall = [], []
+    for stage in stages.values():
+        history = stage.history
+        best = history["val_loss"].idxmin()
+        rise.append(history["val_loss"].iloc[-1] - history["val_loss"][best])
+        fall.append(history["loss"].iloc[-1] - history["loss"][best])
+    low, high = difference_interval(np.array(rise))
+    words = (
+        f"from the lowest validation loss to epoch {len(history)}: validation loss "
+        f"{np.mean(rise):+.3f} ({low:+.3f} to {high:+.3f}), training loss {np.mean(fall):+.3f}, "
+        f"{len(stages)} seeds"
+    )
+    return words + weights(runs, S04), bool(low > 0 and np.mean(fall) < 0)
+
+
+def classes_of_05(runs):
+    words, intervals = [], {}
+    for name in ("normal", "viral"):
+        paired = runs.differences(S05, S03, f"recall.{name}")
+        intervals[name] = difference_interval(paired)
+        low, high = intervals[name]
+        words.append(f"{name} {points(paired.mean())} ({points(low)} to {points(high)})")
+    holds = intervals["normal"][1] > 0 and intervals["viral"][0] > 0
+    return f"recall, 05 against 03: {', '.join(words)}; {len(paired)} seeds", bool(holds)
+
+
+def ranking(runs):
+    words, holds = [], True
+    for better, worse in ((S05, S04), (S04, S03)):
+        paired = runs.differences(better, worse, "accuracy")
+        low, high = difference_interval(paired)
+        words.append(f"{better[:2]} against {worse[:2]} {points(paired.mean())} "
+                     f"({points(low)} to {points(high)})")  # fmt: skip
+        holds &= bool(low > 0)
+    return f"test accuracy: {', '.join(words)}; {len(paired)} seeds" + weights(runs, S04), holds
+
+
+def patience(runs):
+    longer = utils.stage_name(S05, patience=10)
+    paired = runs.differences(longer, S05, "accuracy")
+    low, high = difference_interval(paired)
+    words = (
+        f"patience 10 against 3: {points(paired.mean())} ({points(low)} to {points(high)}), "
+        f"{runs.values(longer, 'epochs').mean():.0f} epochs against "
+        f"{runs.values(S05, 'epochs').mean():.0f}, {len(paired)} seeds"
+    )
+    return words, bool(low > 0)
+
+
+CLAIMS = [  # id, what the report says, notebook and section, rule
+    ("C01", "5,856 JPEG images", "01", of_01("C01")),
+    ("C02", "average size 1500 x 1700 pixels", "01", of_01("C02")),
+    ("C03", "20% of the train data becomes the validation set", "01", of_01("C03")),
+    ("C04", "224 x 224, nearest neighbour, with load_img", "01", of_01("C04")),
+    ("C05", "three channels kept, scaled to [0, 1]", "01", of_01("C05")),
+    ("C06", "of zoom, contrast and flip, the flip alone works best", "02", augmentation),
+    ("C07", "CNN_1, 2 classes: 266,306 parameters", "02", lambda r: parameters(r, S02, 266306)),
+    ("C08", "Nadam's validation fluctuates, Adam with a small rate cures it", "02", nadam),
+    ("C09", "the files are ordered and must be shuffled", "01, 02", order),
+    ("C10", "CNN_1, 2 classes, stops after 8 epochs", "02", lambda r: epochs(r, S02, 8)),
+    ("C11", "CNN_1, 2 classes: about 82% accuracy", "02", lambda r: accuracy(r, S02)),
+    ("C12", "388 of 390 pneumonia found, 123 of 234 normals", "02", sensitivity),
+    ("C13", "pneumonia is 63% of the dataset", "02", prevalence),
+    ("C14", "CNN_1, 3 classes: 352,835 parameters", "03", lambda r: parameters(r, S03, 352835)),
+    ("C15", "CNN_1, 3 classes, stops after 8 epochs", "03", lambda r: epochs(r, S03, 8)),
+    ("C16", "CNN_1, 3 classes: 71% accuracy", "03", lambda r: accuracy(r, S03)),
+    ("C17", "with 3 classes, normal is predicted best", "03", best_class),
+    ("C18", "normals are confused with viral rather than bacterial", "03", confused_with),
+    ("C19", "InceptionV3 + head: 34,943,523 parameters, 13,140,739 trainable", "04",
+     lambda r: parameters(r, S04, 34943523, 13140739)),
+    ("C20", "InceptionV3 stops after 10 epochs", "04", lambda r: epochs(r, S04, 10)),
+    ("C21", "InceptionV3: 75% accuracy", "04", lambda r: accuracy(r, S04)),
+    ("C22", "InceptionV3: more epochs would over-fit", "04", over_fitting),
+    ("C23", "Annex 1: the InceptionV3 architecture", "04",
+     lambda r: ("drawn from the model itself", bool(r.of(S04)))),
+    ("C24", "CNN_1 + second CNN: 222,883 parameters, 129,635 trainable", "05",
+     lambda r: parameters(r, S05, 222883, 129635)),
+    ("C25", "CNN_1 transfer trains for 29 epochs", "05", lambda r: epochs(r, S05, 29)),
+    ("C26", "CNN_1 transfer: 84% accuracy", "05", lambda r: accuracy(r, S05)),
+    ("C27", "CNN_1 transfer keeps normals and finds viral much better", "05", classes_of_05),
+    ("C28", "CNN_1 transfer beats InceptionV3, which beats CNN_1", "05", ranking),
+    ("C29", "a larger patience would give slightly more", "05", patience),
+]  # fmt: skip
+
+
+def claims():
+    """The ledger: one row per claim and set of images."""
+    said = {True: "reproduced", False: "not reproduced"}
+    rows = []
+    for label in sorted(path.name for path in utils.RESULTS.iterdir() if path.is_dir()):
+        runs = Runs(label)
+        for claim, report, notebook, rule in CLAIMS:
+            try:
+                ours, verdict = rule(runs)
+            except Open as reason:
+                ours, verdict = "", f"open: {reason}"
+            rows.append((claim, report, label, ours, said.get(verdict, verdict), notebook))
+    return pd.DataFrame(rows, columns=["claim", "report", "data", "ours", "verdict", "notebook"])
+
+
+def models():
+    """The README's table: the report's accuracies, ours over seeds, and the yardsticks."""
+    lines = [
+        "| model | images | report | ours: mean ± sd (least to most) | by patient, 95% | "
+        "majority class | 11 nearest neighbours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label in sorted(path.name for path in utils.RESULTS.iterdir() if path.is_dir()):
+        runs = Runs(label)
+        for stage, (model, reported) in MODELS.items():
+            try:
+                values = runs.values(stage, "accuracy")
+                low, high, _ = shares_by_patient(runs.of(stage).values(), right, every)
+                yardsticks = [s.facts.get("yardsticks") for s in runs.of("01_data").values()]
+            except Open:
+                continue
+            spread = f" ± {percent(values.std())}" if len(values) > 1 else ""
+            line = [
+                model + weights(runs, stage), label, f"{reported:.0%}",
+                f"{percent(values.mean())}{spread} ({percent(values.min())} to "
+                f"{percent(values.max())}), {len(values)} seed{'s' * (len(values) > 1)}",
+                f"{percent(low)} to {percent(high)}",
+            ]  # fmt: skip
+            of_stage = [y["2 classes" if stage == S02 else "3 classes"] for y in yardsticks if y]
+            for name in ("majority class", "11 nearest neighbours"):
+                line.append(percent(np.mean([y[name] for y in of_stage])) if of_stage else "")
+            lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
+def markdown(table):
+    """The ledger as a Markdown table."""
+    notebooks = {path.stem[:2]: path.name for path in (utils.PROJECT / "notebooks").glob("*.ipynb")}
+    lines = [
+        "| | the report says | published runs | verdict | notebook |",
+        "|---|---|---|---|---|",
+    ]
+    several = len(set(table["data"])) > 1
+    for row in table.itertuples():
+        links = ", ".join(f"[{n}](notebooks/{notebooks[n]})" for n in row.notebook.split(", "))
+        ours = f"{row.data}: {row.ours}" if several else row.ours
+        lines.append(f"| {row.claim} | {row.report} | {ours} | {row.verdict} | {links} |")
+    return "\n".join(lines)
+
+
+def with_section(text, name, content):
+    """`text` with what stands between the markers of a section replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+    assert pattern.search(text), f"README.md has no section {name}"
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+
+
+def files():
+    """dict from path to content: everything this tool writes."""
+    table = claims()
+    rules = __doc__.split("The rules, the same for all claims:\n\n")[1]
+    head = "# The report's claims\n\nWritten by `tests/tools/ledger.py` from the runs here.\n\n"
+    body = markdown(table)
+    readme = with_section(README.read_text(encoding="utf-8"), "models", models())
+    return {
+        CSV: table.to_csv(index=False, lineterminator="\n"),
+        MARKDOWN: f"{head}{rules}\n{body.replace('](notebooks/', '](../notebooks/')}\n",
+        README: with_section(readme, "claims", body),
+    }
+
+
+def write():
+    for path, content in files().items():
+        with utils.atomic(path) as part:
+            part.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
+    print(claims()[["claim", "verdict"]].to_string(index=False))
