@@ -41,7 +41,7 @@ from scipy import stats
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import train_test_split
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from tqdm import tqdm
 
 
@@ -1792,11 +1792,8 @@ def yardsticks(images, train, rows, classes):
         dict from name to a DataFrame as `predict` returns.
     """
 
-    def small(of):  # mean of 7 x 7 pixels, float32 (images, 1024)
-        return np.stack([
-            three_channels(images.read(number))[..., 0].reshape(32, 7, 32, 7).mean((1, 3)).ravel()
-            for number in of.index
-        ]).astype("float32")  # fmt: skip
+    def small(of):
+        return np.stack([_small(images.read(number)) for number in of.index])
 
     names = f"class{classes}"
     order = pd.CategoricalDtype(CLASSES[classes])
@@ -1833,6 +1830,52 @@ def comparison(predictions, classes):
             "ROC AUC": f"{found['auc']:.3f}",
         }
     return pd.DataFrame(rows).T.rename_axis("test images")
+
+
+def own_image(path):
+    """An image of one's own, resized as the data set was: uint8, as `read_image` gives it.
+
+    Raises:
+        CxrError: the file is not there or is no picture that can be used.
+    """
+    try:
+        return read_image(Path(path).expanduser())[0]
+    except Exception as error:
+        raise CxrError(
+            f"{path} cannot be used ({error}). Give the path of a JPEG or PNG of a chest X-ray; in "
+            "Colab, drag the file into the Files pane at the left and copy its path from there."
+        ) from error
+
+
+def unlike_training(pixels, images, train):
+    """What sets a picture apart from the training images, in words; an empty list for nothing.
+
+    A network answers whatever it is shown, a flower too. So: colour, hardly any contrast, and a
+    picture that none of 500 training images resembles as closely (correlation of 32 x 32 means)
+    as 99 of 100 of them resemble another.
+
+    Args:
+        pixels: uint8 (224, 224) or (224, 224, 3).
+        images: `Images`.
+        train: rows of the training images.
+    """
+    some = train.sample(min(500, len(train)), random_state=0)
+    seen = np.stack([_small(images.read(number)) for number in some.index])
+    nearest = NearestNeighbors(n_neighbors=1, metric="correlation").fit(seen)
+    usual = np.quantile(nearest.kneighbors()[0], 0.99)
+    found = []
+    if pixels.ndim == 3:
+        found.append("it has colours, which X-rays have not")
+    if pixels.std() < 10:
+        found.append("it is nearly blank")
+    elif nearest.kneighbors(_small(pixels)[None])[0].item() > usual:
+        found.append("no training image looks like it")
+    return found
+
+
+def _small(pixels):
+    """Means of 7 x 7 pixels, float32 (1024,), of one packed image."""
+    return three_channels(pixels).mean(2).reshape(32, 7, 32, 7).mean((1, 3)).ravel().astype("f4")
 
 
 def grad_cam(model, pixels, number, averaged=False):
@@ -1999,6 +2042,38 @@ def plot_confusion(predictions, classes, title):
         )  # fmt: skip
         axis.set(title="images" if normalize is None else "share of the true class")
         axis.spines[:].set_visible(True)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_answer(model, pixels, classes, title):
+    """One image as the model sees it, where it speaks for the model's answer (`grad_cam`), and
+    the probabilities.
+
+    Args:
+        model: an assembled model of stage 04 or 05.
+        pixels: uint8 (224, 224) or (224, 224, 3).
+        classes: 2 or 3.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    floats = three_channels(pixels).astype("float32") / 255
+    probabilities = model.predict(floats[None], verbose=0)[0]
+    answer = int(probabilities.argmax())
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
+    axes[0].imshow(floats)
+    axes[0].set_title("as the model sees it", fontsize=9)
+    axes[1].imshow(floats)
+    axes[1].imshow(grad_cam(model, floats, answer), cmap="inferno", alpha=0.45, vmin=0, vmax=1)
+    axes[1].set_title(f"what speaks for {CLASSES[classes][answer]}", fontsize=9)
+    for axis in axes[:2]:
+        axis.axis("off")
+    names = CLASSES[classes]
+    bars = axes[2].barh(names[::-1], probabilities[::-1], color=[COLOURS[c] for c in names[::-1]])
+    axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
+    axes[2].set(xlim=(0, 1.2), xticks=[0, 0.5, 1], title="probability")
     figure.suptitle(title)
     return figure
 

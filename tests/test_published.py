@@ -3,6 +3,7 @@
 import json
 import re
 
+import ledger
 import pandas as pd
 import pytest
 
@@ -37,6 +38,39 @@ def test_measures_follow_from_the_predictions(folder):
     best = int(history["val_loss"].idxmin())
     stop = stage.facts["settings"]["stop"]["patience"]
     assert len(history) in (best + 1 + stop, stage.facts["settings"]["epochs"])
+    if "test_accuracy" in history:  # on float16 features in stages 04 and 05
+        followed = history["test_accuracy"][best]
+        assert followed == pytest.approx(stage.facts["metrics"]["accuracy"], abs=0.005)
+
+
+def test_readme_ledger_and_results_say_the_same():
+    for path, content in ledger.files().items():
+        assert path.read_text(encoding="utf-8") == content, f"{path.name}: run make ledger"
+
+
+def test_every_claim_has_evidence_or_says_what_is_missing():
+    table = pd.read_csv(utils.RESULTS / "claims.csv", keep_default_na=False)
+    for _, of_data in table.groupby("data"):
+        assert list(of_data["claim"]) == [f"C{number:02d}" for number in range(1, 30)]
+        for row in of_data.itertuples():
+            assert row.verdict.startswith("open: ") or row.ours, row.claim
+
+
+def test_a_run_with_a_larger_patience_goes_the_same_way():
+    compared = 0
+    for folder in MODELS:
+        if folder.name.endswith("-patience-10"):
+            longer = utils.Stage(folder).history
+            shorter = folder.with_name(folder.name.removesuffix("-patience-10"))
+            if (shorter / "run.json").exists():
+                shorter = utils.Stage(shorter).history
+                same = shorter.columns.intersection(longer.columns).drop("seconds")
+                pd.testing.assert_frame_equal(shorter[same], longer[same].head(len(shorter)))
+                stop, _ = utils.stopping_epoch(longer["val_loss"], 3)
+                assert stop == len(shorter)
+                compared += 1
+    if not compared:
+        pytest.skip("no run with a larger patience is published yet")
 
 
 @pytest.mark.parametrize("folder", STAGES, ids=name)
@@ -60,6 +94,14 @@ def test_the_small_weights_are_there_and_load():
         before = model.get_weights()[0].copy()
         utils.published_stage(stage, AnyXrays).load_weights(model)
         assert (model.get_weights()[0] != before).any()
+    first = utils.build_cnn_1(3, 0.2, 0)
+    frozen = utils.keras.Model(first.input, first.layers[-4].output)
+    layers = [frozen, *utils.cnn_1_layers(3, 0.2, 0)]
+    transfer = utils.keras.Sequential([utils.keras.Input((224, 224, 3)), *layers])
+    utils.published_stage("05_cnn1_transfer", AnyXrays).load_weights(transfer)
+    utils.published_stage("03_cnn1_3class", AnyXrays).load_weights(first)
+    for ours, theirs in zip(frozen.get_weights(), first.get_weights(), strict=False):
+        assert (ours == theirs).all()  # the frozen part is stage 03's
 
 
 def test_the_choices_were_made_on_validation_images_alone():

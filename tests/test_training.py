@@ -149,6 +149,30 @@ def test_killed_after_any_epoch_early_stopping_included(small):
         assert_same(whole, small(stage=f"killed-{at}"))
 
 
+def test_following_the_test_images_changes_nothing_and_survives_a_kill(small):
+    images = small.images
+    index = images.index.assign(part=utils.assign_parts(images.index, 0))
+    test = utils.make_dataset(images, index[index["part"] == "test"], 2, 3)
+    whole, followed = small(stage="whole"), small(stage="followed", follow=test)
+    accuracies = followed[0].pop("test_accuracy")
+    assert_same(whole, followed)
+    assert accuracies.between(0, 1).all() and accuracies.notna().all()
+    best = int(whole[0]["val_loss"].idxmin())
+    measures = utils.evaluate(followed[1], 2)
+    assert accuracies[best] == pytest.approx(measures["accuracy"])
+    with pytest.raises(Killed):
+        small(at=2, stage="killed", follow=test)
+    assert small(stage="killed", follow=test)[0]["test_accuracy"].equals(accuracies)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_the_epoch_of_a_stop_is_keras_own(small, patience):
+    history, _ = small(patience=patience, epochs=12, stage=f"stop-{patience}")
+    longer, _ = small(patience=12, epochs=12, stage=f"long-{patience}")
+    stop, best = utils.stopping_epoch(longer["val_loss"], patience)
+    assert stop == len(history) and best == history["val_loss"].idxmin() + 1
+
+
 def test_the_weights_are_those_of_the_best_epoch(small):
     history, predictions = small(patience=6)
     assert history["val_loss"].idxmin() < len(history) - 1

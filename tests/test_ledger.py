@@ -1,0 +1,191 @@
+"""The verdicts follow their rules, and the open choices are looked back at correctly."""
+
+import json
+
+import ledger
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import utils
+
+MEASURES = {"recall": {"normal": 0.4, "bacterial": 0.9, "viral": 0.6}}
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Writes runs into a results folder of its own, as a study leaves them."""
+    monkeypatch.setattr(utils, "RESULTS", tmp_path / "results")
+
+    def write(stage, seed, accuracy, epochs=8, label="copy", **facts):
+        folder = utils.RESULTS / label / f"seed-{seed}" / stage
+        folder.mkdir(parents=True)
+        rows = 200
+        right = np.arange(rows) < round(accuracy * rows)
+        predictions = pd.DataFrame({
+            "file": [f"{n:03d}" for n in range(rows)], "part": "test",
+            "patient": [f"p{n // 2}" for n in range(rows)], "true": "pneumonia",
+            "normal": 1.0 - right, "pneumonia": right * 1.0,
+        })  # fmt: skip
+        losses = [
+            1 - 0.1 * min(e, epochs - 3) + 0.05 * max(0, e - epochs + 3) for e in range(epochs)
+        ]
+        history = pd.DataFrame({
+            "epoch": range(1, epochs + 1), "loss": losses, "val_loss": losses,
+            "test_accuracy": np.linspace(0.5, accuracy, epochs),
+        })  # fmt: skip
+        predictions.to_csv(folder / "predictions.csv", index=False)
+        history.to_csv(folder / "history.csv", index=False)
+        files = {f: utils._checksums(folder / f)[0] for f in ("predictions.csv", "history.csv")}
+        utils.write_json(folder / "run.json", {
+            "stage": stage, "seed": seed, "files": files, "data": {"label": label},
+            "metrics": {"accuracy": accuracy, **MEASURES}, **facts,
+        })  # fmt: skip
+
+    return write
+
+
+def test_an_accuracy_gets_a_verdict_from_three_seeds_on(publish):
+    for seed, accuracy in enumerate((0.80, 0.82, 0.84)):
+        runs = ledger.Runs("copy")
+        if seed:
+            words, verdict = ledger.accuracy(runs, ledger.S02)
+            assert verdict == f"open: {seed} of 3 seeds" and "one more run" not in words
+        else:
+            with pytest.raises(ledger.Open, match="0 of 1 seeds of 02_cnn1_2class"):
+                ledger.accuracy(runs, ledger.S02)
+        publish(ledger.S02, seed, accuracy)
+    words, verdict = ledger.accuracy(ledger.Runs("copy"), ledger.S02)
+    assert verdict is True and words.startswith("82.0% ± 2.0% (80.0% to 84.0%)")
+    assert "by patient" in words and "one more run" in words
+
+
+def test_a_number_far_from_the_spread_is_not_reproduced(publish):
+    for seed, epochs in enumerate((20, 21, 22)):
+        publish(ledger.S02, seed, 0.8, epochs)
+    words, verdict = ledger.epochs(ledger.Runs("copy"), ledger.S02, 8)
+    assert verdict is False and words.startswith("21.0 ± 1.0")
+    assert ledger.epochs(ledger.Runs("copy"), ledger.S02, 24)[1] is True
+
+
+def test_the_expected_range_is_where_one_more_run_falls():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(2000):
+        *seen, one = rng.normal(0.8, 0.02, 6)
+        low, high = ledger.expected_range(np.array(seen))
+        inside.append(low <= one <= high)
+    assert 0.935 < np.mean(inside) < 0.965
+    narrow, wide = (ledger.expected_range(np.array([0.79, 0.8, 0.81]), e) for e in (0, 0.02))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_the_interval_of_a_difference_is_students():
+    values = pd.Series([0.01, 0.03, 0.02, 0.05])
+    wanted = stats.ttest_1samp(values, 0).confidence_interval()
+    assert ledger.difference_interval(values) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_differences_are_paired_by_seed(publish):
+    for seed, (one, two) in enumerate(((0.80, 0.70), (0.70, 0.60), (0.90, 0.80))):
+        publish("a", seed, one)
+        publish("b", seed, two)
+    publish("a", 7, 0.1)  # has no partner
+    paired = ledger.Runs("copy").differences("a", "b", "accuracy")
+    assert paired.tolist() == pytest.approx([0.1, 0.1, 0.1])
+    with pytest.raises(ledger.Open, match="0 of 1 seeds of c"):
+        ledger.Runs("copy").differences("a", "c", "accuracy")
+
+
+def test_the_open_choices_of_one_long_run(publish):
+    chosen = {"dropout": 0.2, "patience": 10, "stratified": True}
+    publish("05_cnn1_transfer-patience-10", 0, 0.8, epochs=30, choices=chosen)
+    publish("05_cnn1_transfer-zoom", 0, 0.1, epochs=30)  # a trial, not a choice
+    table = utils.open_choices("05_cnn1_transfer")
+    assert set(table["patience"]) == {2, 3, 5, 10} and len(table) == 8
+    by = table.set_index(["patience", "weights"])
+    history = np.linspace(0.5, 0.8, 30)
+    assert by.loc[(2, "best"), "epoch"] == 28 and by.loc[(2, "last"), "epoch"] == 30
+    assert by.loc[(2, "best"), "accuracy"] == pytest.approx(history[27])
+    said = utils.open_choices_said(table, 0.79)
+    assert "8 combinations of choice and seed (1 seeds)" in said and "of them reach" in said
+    figure = utils.plot_open_choices(table, 0.84, "title")
+    assert figure.get_suptitle() == "title"
+
+
+def test_the_same_path_counts_once(publish):
+    publish("05_cnn1_transfer", 0, 0.8, epochs=30)
+    before = utils.open_choices("05_cnn1_transfer")
+    chosen = {"dropout": 0.2, "patience": 5, "stratified": True}
+    publish("05_cnn1_transfer-patience-5", 0, 0.8, epochs=30, choices=chosen)
+    after = utils.open_choices("05_cnn1_transfer")
+    assert set(before["patience"]) == {2, 3} and set(after["patience"]) == {2, 3, 5}
+    assert len(after) == 6
+
+
+def test_stage_names_by_choice():
+    name = utils.stage_name
+    assert name("05_cnn1_transfer", dropout=0.2, patience=3, stratified=True) == "05_cnn1_transfer"
+    assert name("x", dropout=0.0, patience=10) == "x-dropout-0-patience-10"
+    assert name("x", dropout=0.5, stratified=False) == "x-dropout-0.5-unstratified"
+
+
+def test_the_notebooks_table_takes_published_verdicts(publish, make_run, tiny_set, tmp_path):
+    utils.RESULTS.mkdir()
+    pd.DataFrame(
+        [("C11", "82%", "copy", "80%", "reproduced", "02"),
+         ("C11", "82%", "kaggle", "81%", "not reproduced", "02"),
+         ("C07", "266,306", "copy", "266,306", "reproduced", "02")],
+        columns=["claim", "report", "data", "ours", "verdict", "notebook"],
+    ).to_csv(utils.RESULTS / "claims.csv", index=False)  # fmt: skip
+    run = make_run(tiny_set(), profile="full")
+    images = utils.open_images(run)
+    table = utils.claims_table(run, images, {"C11": "79%", "C07": ("1", False)})
+    assert table.loc["C11"].tolist() == ["82%", "79%", "80%", "reproduced"]
+    assert table.loc["C07", "verdict"] == "not reproduced"
+    kaggle = utils.dataclasses.replace(images, label="kaggle")
+    assert utils.claims_table(run, kaggle, {"C11": "79%"})["verdict"].item() == "not reproduced"
+    phantom = utils.dataclasses.replace(run, data="phantom")
+    assert "phantoms" in utils.claims_table(phantom, images, {"C11": "1%"})["verdict"].item()
+
+
+def test_a_study_skips_what_is_there_and_reports_what_failed(tmp_path, monkeypatch):
+    import study
+
+    called = []
+
+    def execute(path, fields):
+        called.append((path.stem, fields, study.os.environ["CXR_SEED"]))
+        if len(called) > 1:
+            return ledger_notebook(), RuntimeError("cell 3 broke")
+        folder = tmp_path / "seed-4" / "x"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({}))
+        utils.write_json(folder / "run.json", {"stage": "x"})
+        return ledger_notebook(), None
+
+    def ledger_notebook():
+        return study.nbformat.v4.new_notebook()
+
+    monkeypatch.setattr(study.runner, "execute", execute)
+    monkeypatch.setattr(study.runner, "publish_stages", lambda out: None)
+    monkeypatch.setattr(study.ledger, "write", lambda: None)
+    monkeypatch.setenv("CXR_SEED", "0")
+    step = study.Step("01_data", {"A": "1"}, "x")
+    assert study.run_step(step, 4, tmp_path).endswith(" s")
+    assert called == [("01_data", {"A": "1"}, "4")]
+    assert study.run_step(step, 4, tmp_path) is None and len(called) == 1
+    assert "failed" in study.run_step(study.Step("01_data", {}, "y"), 4, tmp_path)
+
+
+def test_every_step_of_the_study_fills_fields_that_are_there():
+    import study
+
+    for step in [step for group in study.GROUPS.values() for step in group]:
+        path = utils.PROJECT / "notebooks" / f"{step.notebook}.ipynb"
+        notebook = study.nbformat.read(path, as_version=4)
+        study.runner.set_fields(notebook, step.fields)  # exits on an unknown field
+        source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        for name, value in step.fields.items():
+            assert f"{name} = {value} " in source or f'{name} = "{value}" ' in source
