@@ -1447,15 +1447,22 @@ def published_runs(stage):
     """The published runs of a stage, one row per set of images and seed.
 
     Returns:
-        DataFrame with the columns data, seed, epochs and the numbers among the stage's
-        metrics; empty where nothing is published.
+        DataFrame with the columns data, seed, epochs and the stage's measures on the test images
+        ("accuracy", "recall normal", ...) and on the validation images ("validation accuracy",
+        ...), 0 to 1; empty where nothing is published.
     """
     rows = []
     for path in sorted(RESULTS.glob(f"*/seed-*/{stage}/run.json")):
         found = Stage(path.parent)
-        numbers = {k: v for k, v in found.facts["metrics"].items() if not isinstance(v, dict)}
-        rows.append({"data": found.facts["data"]["label"], "seed": found.facts["seed"],
-                     "epochs": len(found.history), **numbers})  # fmt: skip
+        row = {"data": found.facts["data"]["label"], "seed": found.facts["seed"],
+               "epochs": len(found.history)}  # fmt: skip
+        for part, prefix in (("metrics", ""), ("validation", "validation ")):
+            for name, value in found.facts.get(part, {}).items():
+                if isinstance(value, dict):
+                    row |= {f"{prefix}{name} {label}": of for label, of in value.items()}
+                else:
+                    row[prefix + name] = value
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -2,8 +2,8 @@
 
     python tests/tools/ledger.py
 
-Reads results/LABEL/seed-N/STAGE and writes results/claims.csv, results/claims.md and the tables
-of README.md. The rules, the same for all claims:
+Reads results/LABEL/seed-N/STAGE and writes results/claims.csv, results/claims.md, the tables of
+README.md and its figure. The rules, the same for all claims:
 
 - A verdict where a seed matters needs at least 3 seeds; until then the claim is open.
 - A number (accuracy, epochs, recall) is reproduced if the report's lies within the range expected
@@ -19,6 +19,10 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -27,11 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import utils
 
 LEAST_SEEDS = 3
-README, CSV, MARKDOWN = (
-    utils.PROJECT / "README.md",
-    utils.RESULTS / "claims.csv",
-    utils.RESULTS / "claims.md",
-)
+README = utils.PROJECT / "README.md"
+CSV, MARKDOWN = utils.RESULTS / "claims.csv", utils.RESULTS / "claims.md"
+FIGURE = utils.RESULTS / "accuracy.png"
 S02, S03, S04, S05 = "02_cnn1_2class", "03_cnn1_3class", "04_inceptionv3", "05_cnn1_transfer"
 MODELS = {  # stage: (model, the report's accuracy)
     S02: ("CNN_1, 2 classes", 0.82),
@@ -451,6 +453,33 @@ def files():
     }
 
 
+def figure():
+    """The README's figure: each model's test accuracy, run by run, beside the report's."""
+    labels = sorted(path.name for path in utils.RESULTS.iterdir() if path.is_dir())
+    picture, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    for row, (stage, (_, reported)) in enumerate(MODELS.items()):
+        axis.plot(reported, row, "k|", markersize=26, markeredgewidth=2, label="report")
+        for label in labels:
+            runs = Runs(label)
+            values = runs.values(stage, "accuracy")
+            axis.plot(values, [row] * len(values), "o", alpha=0.7, color=utils.COLOURS["train"],
+                      label="one run each")  # fmt: skip
+            yardsticks = next(iter(runs.of("01_data").values())).facts["yardsticks"]
+            known = yardsticks["2 classes" if stage == S02 else "3 classes"]
+            axis.plot(known["11 nearest neighbours"], row, "x", color=utils.COLOURS["validation"],
+                      label="11 nearest neighbours")  # fmt: skip
+            axis.plot(known["majority class"], row, "+", color="grey", markersize=9,
+                      label="majority class")  # fmt: skip
+    axis.set(yticks=range(len(MODELS)), xlabel="test accuracy", ylim=(len(MODELS) - 0.5, -0.5))
+    axis.set_yticklabels([model for model, _ in MODELS.values()])
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.legend(handles.values(), handles.keys(), frameon=False, loc="center left",
+                bbox_to_anchor=(1, 0.5))  # fmt: skip
+    axis.grid(axis="x", alpha=0.3)
+    with utils.atomic(FIGURE) as part:
+        picture.savefig(part, format="png", dpi=110)
+
+
 def write():
     for path, content in files().items():
         with utils.atomic(path) as part:
@@ -459,4 +488,5 @@ def write():
 
 if __name__ == "__main__":
     write()
+    figure()
     print(claims()[["claim", "verdict"]].to_string(index=False))
