@@ -2067,7 +2067,7 @@ def plot_answer(model, pixels, classes, title):
         The matplotlib Figure.
     """
     floats = three_channels(pixels).astype("float32") / 255
-    probabilities = model.predict(floats[None], verbose=0)[0]
+    probabilities = model(floats[None], training=False)[0].numpy()
     answer = int(probabilities.argmax())
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
     axes[0].imshow(floats)

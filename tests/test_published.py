@@ -95,7 +95,7 @@ def test_the_small_weights_are_there_and_load():
         utils.published_stage(stage, AnyXrays).load_weights(model)
         assert (model.get_weights()[0] != before).any()
     first = utils.build_cnn_1(3, 0.2, 0)
-    frozen = utils.keras.Model(first.input, first.layers[-4].output)
+    frozen = utils.keras.Model(first.inputs[0], first.layers[-4].output)
     layers = [frozen, *utils.cnn_1_layers(3, 0.2, 0)]
     transfer = utils.keras.Sequential([utils.keras.Input((224, 224, 3)), *layers])
     utils.published_stage("05_cnn1_transfer", AnyXrays).load_weights(transfer)
