@@ -1982,7 +1982,7 @@ def plot_history(history, reported, title):
                      label=f"report stopped: epoch {reported}")  # fmt: skip
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(len(history), reported) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(frameon=False)
+    axes[0].legend(framealpha=0.9, edgecolor="none")
     figure.suptitle(title)
     return figure
 
