@@ -39,6 +39,10 @@ def test_notebook_01_counts_the_real_set(tmp_path):
     for said in ("validation: 20.0% of the 5,216", "100 images compared, 0 differ"):
         assert said in printed
     assert facts["peak_mb"] < 1500
+    [published] = utils.RESULTS.glob("*/seed-0/01_data")
+    published = utils.Stage(published).facts
+    assert facts["data"]["fingerprint"] == published["data"]["fingerprint"]
+    assert facts["yardsticks"] == published["yardsticks"]
 
 
 def test_published_weights_give_the_published_numbers_without_training(tmp_path):
