@@ -312,6 +312,30 @@ KAGGLE_INPUT = Path("/kaggle/input")
 LOCAL_SET = PROJECT / "data" / "chest_xray"
 ORIGINALS = PROJECT / "data" / "originals"
 SPLITS, KINDS = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")
+_AGAIN = "run this cell again, what has arrived is kept"
+_DOWNLOAD_FAULTS = {  # HTTP status, or kind of exception: what it means and what to do
+    401: "Kaggle refuses the token found here. None is needed: remove it (~/.kaggle/kaggle.json, "
+    "~/.kaggle/access_token, KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, in Colab also "
+    "under Secrets) or put a new one in its place",
+    403: f"Kaggle keeps this set from you: look at https://www.kaggle.com/datasets/{KAGGLE_SET}, "
+    "sign in and accept its terms, then make a token (data/README.md); remove an old token",
+    404: "Kaggle has this version no more: fetch the set by hand (data/README.md)",
+    429: f"too many requests to Kaggle: wait a quarter of an hour, then {_AGAIN}",
+    500: f"Kaggle has a fault of its own: wait a little, then {_AGAIN}",
+    **dict.fromkeys(
+        ("ConnectionError", "Timeout", "ChunkedEncodingError"),
+        "no connection to Kaggle, or it broke off: check the network (in a Kaggle notebook: "
+        f"Settings, Internet on), then {_AGAIN}",
+    ),
+    "DataCorruptionError": "the download does not match its checksum and was deleted: run this "
+    "cell again",
+    "BadZipFile": "the downloaded archive is damaged: delete it in kagglehub's cache "
+    "(~/.cache/kagglehub/datasets, or KAGGLEHUB_CACHE), then run this cell again",
+    "ModuleNotFoundError": "install what requirements.txt lists",
+    errno.ENOSPC: "the disk is full: the download takes 5 GB, unpacked; free some, or set "
+    f"KAGGLEHUB_CACHE to a folder on a larger disk, then {_AGAIN}",
+}  # fmt: skip
+_SECRET = re.compile(r"(?s)\?[\w.-]+=\S*|//[^/\s]*@|(Bearer|Basic) .*")
 
 
 def image_root(folder):
@@ -372,10 +396,15 @@ def find_images(run, download=True):
         try:
             import kagglehub
 
-            if root := look(kagglehub.dataset_download(KAGGLE_HANDLE), "kagglehub's download"):
+            folder = kagglehub.dataset_download(KAGGLE_HANDLE)
+            if root := look(folder, f"kagglehub's download in {folder}"):
                 return root, "kaggle"
+            tried[-1] += (
+                "\n     delete that folder and run this cell again; where Colab mounted it, set "
+                "DISABLE_COLAB_CACHE=1 first."
+            )
         except Exception as error:  # network, quota, disk: whatever it is, say it and go on
-            tried.append(f"download with kagglehub: {type(error).__name__}: {error}")
+            tried.append(f"download with kagglehub: {_download_fault(error)}")
     raise CxrError(
         "No chest X-ray images found. Tried:\n"
         + "\n".join(f"  {number}. {what}" for number, what in enumerate(tried, 1))
@@ -385,6 +414,19 @@ def find_images(run, download=True):
         "  - in a Kaggle notebook: Add Input, search chest-xray-pneumonia;\n"
         "  - to try the notebooks without X-rays: CXR_DATA=phantom."
     )
+
+
+def _download_fault(error):
+    """What an exception of kagglehub means, and what to do; never with a token or a signed link."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = 500 if status and status >= 500 else status
+    advice = next((_DOWNLOAD_FAULTS[key] for key in (status, getattr(error, "errno", None), *kinds)
+                   if key in _DOWNLOAD_FAULTS), None)  # fmt: skip
+    if "credentials file" in str(error):
+        advice = _DOWNLOAD_FAULTS[401]
+    said = " ".join(_SECRET.sub("...", str(error)).split())[:300]
+    return f"{kinds[0]}: {said}" + (f"\n     {advice}." if advice else "")
 
 
 def _phantoms(run):
