@@ -162,6 +162,7 @@ def setup(data="", profile="", seed="", out="", inception=""):
             with atomic(folder / ".writable") as part:
                 part.touch()
             (folder / ".writable").unlink()
+            _tidy(folder.rglob(".*.part*"))
         except OSError as error:
             raise CxrError(
                 f"Cannot write in {folder} ({error.strerror}). "
@@ -242,6 +243,14 @@ def _full_disk_said(path, kept):
         raise
 
 
+def _tidy(parts):
+    """Removes temporary files and folders of a killed run; a live one keeps writing to its own."""
+    for old in list(parts):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > 600:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
 @contextlib.contextmanager
 def atomic(path):
     """Gives a temporary path beside `path`, which takes its name only when the block succeeds.
@@ -251,10 +260,7 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(".*.part*"):  # left by a killed run; a live one keeps writing
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > 600:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    _tidy(path.parent.glob(".*.part*"))
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
         with _full_disk_said(path, "Nothing half-written was kept."):
@@ -436,7 +442,8 @@ def _phantoms(run):
     spec.loader.exec_module(phantom)
     folder = run.cache / f"phantoms-v{phantom.VERSION}"
     if not folder.exists():
-        phantom.make_phantoms(folder, progress=lambda items: progress(items, "drawing phantoms"))
+        with _full_disk_said(folder, "Nothing half-drawn was kept."):
+            phantom.make_phantoms(folder, progress=lambda n: progress(n, "drawing phantoms"))
     return folder
 
 
@@ -552,7 +559,7 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0, 
 
 # --- 4. Packed images ---------------------------------------------------------------------
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 MOST_PIXELS = 60_000_000  # the largest original has 5 million; more is a mistake or a bomb
 LEAST_SIDE = 32
 
@@ -687,6 +694,9 @@ def _open_pack(run, key, root=None):
         pixels = np.memmap(packed, np.uint8, "r", shape=tuple(facts["shape"]))
         if packed.stat().st_size != pixels.nbytes or _checksums(packed)[0] != facts["crc32"]:
             raise ValueError("its content is not what was written")
+        for name, crc in facts["examples"].items():
+            if _checksums(examples / name)[0] != crc:
+                raise ValueError(f"the example {name} is not what was written")
         return Images(
             pd.DataFrame(facts["index"]), pixels, facts["source"], facts["label"],
             facts["fingerprint"], root, examples,
@@ -764,16 +774,20 @@ def _pack(run, key, root, source, index):
     names = hashlib.sha256("\n".join(index["file"]).encode())
     crc, content = _checksums(packed, names)
     index = index.join(pd.DataFrame(originals, columns=["width", "height", "mode"]))
+    kept = {}
     for label in CLASSES[3]:
         rows = index[(index["class3"] == label) & (index["split"] == "train")]
         for file in rows["file"][:1]:
-            with atomic(examples / f"{label}{Path(file).suffix}") as part:
+            name = f"{label}{Path(file).suffix}"
+            with atomic(examples / name) as part:
                 shutil.copyfile(root / file, part)
+            kept[name] = _checksums(examples / name)[0]
     facts = {
         "source": source,
         "label": root.name if source == "folder" else source,
         "fingerprint": content.hexdigest(),
         "crc32": crc,
+        "examples": kept,
         "shape": (len(index), SIDE, SIDE) + ((3,) if colour else ()),
         "index": index.to_dict("list"),
     }
@@ -1107,6 +1121,9 @@ class _Resume(keras.callbacks.Callback):
     def load(self, model):
         """Puts the kept state into `model`; False where there is none of these settings."""
         try:
+            with zipfile.ZipFile(self.path) as whole:  # each array is checked to its last byte
+                if name := whole.testzip():
+                    raise zipfile.BadZipFile(f"bad CRC-32 of {name}")
             with np.load(self.path, allow_pickle=False) as state:
                 meta = json.loads(state["meta"].tobytes())
                 groups = {
@@ -1115,7 +1132,7 @@ class _Resume(keras.callbacks.Callback):
                 }
         except FileNotFoundError:
             return False
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged zip raises nearly anything
             print(f"{shown(self.path)} is damaged ({error}): training starts anew.")
             return False
         if changed := _differences(meta["settings"], self.settings):
@@ -1319,6 +1336,7 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
     folder = run.out / stage
     done = model is not None and finished(run, stage)
     if done and Stage(folder).facts["settings"] == facts["settings"]:
+        (folder / "training.npz").unlink(missing_ok=True)  # where a kill came just before this
         return
     files = {}
     if model is not None:
@@ -1357,8 +1375,13 @@ def save_weights(model, path):
     copy = type(model).from_config(model.get_config())
     copy.set_weights(model.get_weights())
     named = Path(f"{path}.weights.h5")  # the only ending Keras takes
-    copy.save_weights(named)
-    os.replace(named, path)
+    weights = copy.get_weights()
+    try:  # HDF5 can crash the whole process on a full disk: see first that there is room
+        named.write_bytes(bytes(sum(w.nbytes for w in weights) + (len(weights) + 1) * 2**15))
+        copy.save_weights(named)
+        os.replace(named, path)
+    finally:
+        named.unlink(missing_ok=True)
 
 
 def _peak_mb():
