@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 SETTINGS = CXR_DATA="$(DATA)" CXR_PROFILE="$(PROFILE)" CXR_SEED="$(SEED)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run publish study ledger test bench badges
+.PHONY: help run publish study ledger test bench soak badges
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ test: $(READY)  ## the whole test suite: ruff, pytest, and nbval on phantoms
 
 bench: $(READY)  ## timings as ratios, into results/bench.json (DATA=folder ORIGINALS=folder)
 	CXR_DATA="$(DATA)" CXR_ORIGINALS="$(ORIGINALS)" $(BIN)/python tests/tools/bench.py
+
+soak: $(READY)  ## kill -9 at N (50) random moments of all notebooks, into results/soak.json
+	$(BIN)/python tests/tools/soak.py --kills $(or $(N),50)
 
 badges: $(READY)  ## REPO=owner/name: point badges and set-up cells at another public repository
 	$(BIN)/python tests/tools/badges.py $(REPO)

@@ -293,7 +293,14 @@ def read_json(path):
             return content
     except (ValueError, KeyError, AttributeError):
         pass
-    raise CxrError(f"{shown(path)} is damaged: delete it, and run again what made it.")
+    raise CxrError(f"{shown(path)} is damaged: {_mended(path, 'delete it')}.")
+
+
+def _mended(path, otherwise):
+    """What to do about a damaged file, in words."""
+    if {RESULTS, WEIGHTS} & set(Path(path).parents):
+        return "it came with the project, so fetch the project anew (git checkout results weights)"
+    return f"{otherwise} and run the notebook that made it again"
 
 
 def _json_checksum(content):
@@ -657,7 +664,10 @@ def open_images(run):
             _pack(run, key, root, source, index)
             images = _open_pack(run, key, root)
     if images is None:
-        raise CxrError(f"{run.cache} does not give back what is written to it: set CXR_OUT.")
+        raise CxrError(
+            f"{run.cache} does not give back what is written to it: set CXR_OUT (the form field "
+            "OUT) to a folder on another disk."
+        )
     print(
         f"images   {len(images.index):,} from {images.name}, "
         f"fingerprint {images.fingerprint[:12]}\n"
@@ -1324,7 +1334,7 @@ def prediction_table(rows, classes, probabilities):
 def save_stage(run, stage, images, model=None, history=None, predictions=None, **facts):
     """Writes what a stage leaves behind; `run.json` last: a stage is there when it is.
 
-    A finished stage of the same settings is left as it is.
+    A finished stage of the same settings is left as it is, unless a file of it is damaged.
 
     Args:
         run: `Run`.
@@ -1334,8 +1344,8 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         facts: settings, metrics and what else the stage has to say; anything JSON can hold.
     """
     folder = run.out / stage
-    done = model is not None and finished(run, stage)
-    if done and Stage(folder).facts["settings"] == facts["settings"]:
+    done = Stage(folder) if model is not None and finished(run, stage) else None
+    if done and done.facts["settings"] == facts["settings"] and done.is_whole():
         (folder / "training.npz").unlink(missing_ok=True)  # where a kill came just before this
         return
     files = {}
@@ -1410,18 +1420,24 @@ class Stage:
         try:
             self.facts = read_json(self.folder / "run.json")
         except FileNotFoundError:
-            raise CxrError(f"No finished stage in {shown(self.folder)}.") from None
+            raise CxrError(
+                f"No finished stage in {shown(self.folder)}: run the notebook that makes it first."
+            ) from None
 
     def _file(self, name):
         path = self.folder / name
         if name == "model.weights.h5" and RESULTS in path.parents:
             path = WEIGHTS / f"{self.facts['stage']}.weights.h5"
         if not path.exists() or _checksums(path)[0] != self.facts["files"].get(name):
-            raise CxrError(
-                f"{shown(path)} is missing or damaged. Delete the folder {shown(self.folder)} "
-                f"and run notebook {self.facts['stage'][:2]} again."
-            )
+            delete = f"delete the folder {shown(self.folder)}"
+            raise CxrError(f"{shown(path)} is missing or damaged: {_mended(path, delete)}.")
         return path
+
+    def is_whole(self):
+        """Whether every file is what was saved."""
+        with contextlib.suppress(CxrError):
+            return all(self._file(name) for name in self.facts["files"])
+        return False
 
     @property
     def history(self):
@@ -1438,7 +1454,10 @@ class Stage:
         try:
             bare.load_weights(path)
         except ValueError as error:
-            raise CxrError(f"{shown(path)} does not fit this model: {error}") from error
+            raise CxrError(
+                f"{shown(path)} does not fit this model ({error}). Another version of the notebook "
+                "made it: run that notebook again with RETRAIN ticked."
+            ) from error
         model.set_weights(bare.get_weights())
 
 
@@ -1694,7 +1713,10 @@ def frozen_features(run, images, rows, frozen, name, needed=True):
     blocks = -(-len(rows) // FEATURE_BLOCK)
     try:
         checksums = read_json(record)["blocks"]
-    except (FileNotFoundError, CxrError):
+    except FileNotFoundError:
+        checksums = []
+    except CxrError:
+        print(f"{shown(record)} is damaged: the features are computed anew.")
         checksums = []
     kept = _whole_blocks(features.path, checksums, block_bytes)
     need = (blocks - kept) * block_bytes
