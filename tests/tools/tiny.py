@@ -22,7 +22,7 @@ def whole_run(run):
         (history, predictions, weights): DataFrames, history without its seconds, and a list of
         the arrays in model.weights.h5: what two runs must have in common.
     """
-    utils.FEATURE_BLOCK, utils.FEATURE_RECORD = BLOCK, 1
+    utils.FEATURE_BLOCK, utils.FEATURE_RECORD = BLOCK, 2
     layers = keras.layers
     images = utils.open_images(run)
     index = images.index.assign(part=utils.assign_parts(images.index, run.seed))
