@@ -9,7 +9,7 @@ import utils
 
 TREE = ast.parse((utils.PROJECT / "utils.py").read_text(encoding="utf-8"))
 TO_DO = re.compile(
-    r"\b(say|set|free|delete|run|fetch|move|tick|untick|install|remove|use)\b", re.IGNORECASE
+    r"\b(say|give|set|free|delete|run|fetch|move|tick|untick|install|remove|use)\b", re.IGNORECASE
 )
 NAMED = re.compile(r"\{|CXR_|notebook|PUBLISHED")  # a value put in, or a setting
 REASONS = "read_image"  # its errors are reasons within the message that lists the files
