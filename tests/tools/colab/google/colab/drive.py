@@ -1,7 +1,8 @@
 """Drive: a folder of this machine.
 
 Only Colab has a folder /content. In a rehearsal, CXR_TEST_CONTENT names the folder that stands for
-it, and the paths that `utils` knows are moved there when it mounts.
+it and CXR_TEST_DRIVE the person's files on Drive, which outlive it; mounting moves the two paths
+that `utils` knows.
 """
 
 import os
@@ -27,7 +28,9 @@ def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
             raise ValueError(f"not where Colab's notebooks mount Drive: {mountpoint}")
         utils = sys.modules["utils"]
         utils.DRIVE, utils.LOCAL = Path(content) / "drive", Path(content) / "cxr_local"
-        (utils.DRIVE / "MyDrive").mkdir(parents=True, exist_ok=True)
+        utils.DRIVE.mkdir(exist_ok=True)
+        if not (utils.DRIVE / "MyDrive").exists():
+            (utils.DRIVE / "MyDrive").symlink_to(os.environ["CXR_TEST_DRIVE"])
     else:
         (Path(mountpoint) / "MyDrive").mkdir(parents=True, exist_ok=True)
     print(f"Mounted at {mountpoint}")
