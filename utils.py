@@ -209,9 +209,9 @@ def _without_gpu():
     """What it means that there is no GPU, and where this kind of notebook has its switch."""
     times = "all five notebooks take about an hour on 2 CPU cores (measured)"
     if _in_colab():
-        switch = "Runtime > Change runtime type > T4 GPU, then run this cell again"
+        switch = "Runtime > Change runtime type > T4 GPU, then run all again"
     elif KAGGLE_WORKING.is_dir():
-        switch = "Settings > Accelerator, then run this cell again"
+        switch = "Settings > Accelerator, then run all again"
     else:
         return f"{times}."
     return f"{times}, about 10 minutes on a T4 (estimated): {switch}."
@@ -256,6 +256,8 @@ def _kept_in(run, folder):
         return f"{shown(folder)}"
     if run.mirror.trouble:
         return f"{folder}, not on Drive ({run.mirror.trouble}): it goes with this session"
+    if folder in run.mirror.apart:
+        return f"{folder}, not on Drive, which has another one"
     return f"{run.mirror.twin(folder)} (Drive; worked on in {folder})"
 
 
@@ -268,10 +270,12 @@ class Mirror:
     Attributes:
         local, drive: the two folders whose files correspond.
         trouble: why Drive does not take files at the moment, else None.
+        apart: local folders of stages of which Drive has others, never read here.
     """
 
     def __init__(self, local, drive):
         self.local, self.drive, self.trouble = local, drive, None
+        self.known, self.apart = set(), set()
         self.waiting, self.told = {}, False  # local paths, in the order Drive is to get them
         self.next = 0.0  # monotonic clock
 
@@ -310,13 +314,19 @@ class Mirror:
             self._top()
             self._beat(ended)
             for path in list(self.waiting):
-                self._copy(path)
+                if not self._keeps_apart(path.parent):
+                    self._copy(path)
                 del self.waiting[path]
             if self.trouble:
                 print("Drive takes files again: what was waiting is copied.")
                 self.trouble = None
         if not soon:
             self.next = time.monotonic() + 9 * (time.monotonic() - started)
+
+    def forget(self, folder):
+        """Drive's copy of a stage goes as the local one has gone."""
+        self.known.add(folder)
+        self.put(*(folder / name for name in ("run.json", *STAGE_FILES, "training.npz")))
 
     def get(self, path, files=dict):
         """Fetches a file from Drive where this machine has none, after the files it vouches for.
@@ -329,7 +339,9 @@ class Mirror:
             return
         with self._patient():
             twin, at = self.twin(path), path
-            if self._top() and not twin.exists():
+            there = self._top() and twin.exists()
+            self.known.add(path.parent)
+            if not there:
                 return
             try:
                 wanted = files(read_json(twin)) if path.suffix == ".json" else {}
@@ -350,6 +362,19 @@ class Mirror:
             if checksum not in (None, _checksums(part)[0]):
                 raise CxrError(f"{twin} is damaged.")
             os.utime(part, ns=(time.time_ns(), twin.stat().st_mtime_ns))  # `_newer` compares
+
+    def _keeps_apart(self, folder):
+        """Whether Drive has a stage that this session could not look at, for instance because
+        Drive was mounted late: only RETRAIN replaces a finished stage."""
+        if folder in self.known or not self.twin(folder / "run.json").exists():
+            return False
+        if folder not in self.apart:
+            self.apart.add(folder)
+            print(
+                f"Drive has a finished {folder.name} which this session has not read, and keeps "
+                f"it. This session's stays in {folder}: tick RETRAIN to replace Drive's."
+            )
+        return True
 
     def _copy(self, path):
         twin = self.twin(path)
@@ -1391,7 +1416,7 @@ def train(
     if retrain:
         shutil.rmtree(folder, ignore_errors=True)
         if run.mirror:
-            run.mirror.put(*(folder / name for name in ("run.json", *STAGE_FILES, "training.npz")))
+            run.mirror.forget(folder)
     if finished(run, stage):
         done = Stage(folder)
         if changed := _differences(done.facts["settings"], settings):
@@ -1473,7 +1498,9 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         facts: settings, metrics and what else the stage has to say; anything JSON can hold.
     """
     folder = run.out / stage
-    done = model is not None and finished(run, stage)
+    if run.mirror and model is None:  # tables alone are made anew each time
+        run.mirror.known.add(folder)
+    done = model is not None and (folder / "run.json").exists()
     if done and Stage(folder).facts["settings"] == facts["settings"]:
         if run.mirror:
             run.mirror.put(ended=True)

@@ -150,7 +150,7 @@ class Machine:
         # nbclient tells the kernel that nobody can answer: `input()` raises. A kernel that ends
         # or restarts is an error of nbclient's own.
         NotebookClient(notebook, timeout=1200, km=manager, coalesce_streams=True).execute(
-            env=self.environment, cwd=str(place)
+            env=self.environment, cwd=str(place), cleanup_kc=True
         )
         return printed(notebook)
 

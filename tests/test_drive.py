@@ -33,7 +33,8 @@ class Colab:
 
         self.api = google.colab
         self.api.drive.calls.clear()
-        monkeypatch.setitem(sys.modules, "google.colab", google.colab)
+        for name in [name for name in sys.modules if name.startswith("google.colab")]:
+            monkeypatch.setitem(sys.modules, name, sys.modules.pop(name))  # gone afterwards
         monkeypatch.delenv("CXR_OUT")
         monkeypatch.setattr(utils, "DRIVE", content / "drive")
         monkeypatch.setattr(utils, "LOCAL", content / "cxr_local")
@@ -77,7 +78,8 @@ class Colab:
             save = utils._Resume.save
 
             def hooked(state):
-                state.mirror.next = 0  # tiny epochs are shorter than a tenth of a copy
+                if state.mirror:
+                    state.mirror.next = 0  # tiny epochs are shorter than a tenth of a copy
                 if hook:
                     hook(len(state.rows))
                 save(state)
@@ -383,6 +385,41 @@ def test_retrain_forgets_the_old_stage_on_drive_even_while_drive_is_away(colab):
     colab.new_machine()
     colab.setup()
     assert not utils.finished(colab.run, STAGE)
+
+
+def test_a_finished_stage_on_drive_is_replaced_only_by_retrain(colab, capsys):
+    """A session that could not look at Drive trains on its own; then Drive is there."""
+    colab.setup()
+    colab.train()
+    kept = content(colab.out / STAGE)
+    colab.new_machine()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colab.api.drive, "mount", never)
+        colab.setup()
+    assert len(colab.train(epochs=2)[0]) == 2
+    capsys.readouterr()
+    run = colab.setup()
+    said = capsys.readouterr().out
+    assert "Drive has a finished 02_small which this session has not read" in said
+    assert f"stays in {run.out / STAGE}" in said
+    assert content(colab.out / STAGE) == kept
+    again = colab.train(epochs=3, retrain=True)
+    assert len(again[0]) == 3
+    assert_on_drive(colab)
+
+
+def test_a_drive_that_was_away_when_asked_keeps_its_stage(colab, capsys):
+    colab.setup()
+    colab.train()
+    kept = content(colab.out / STAGE)
+    colab.new_machine()
+    colab.setup()
+    colab.vanish()
+    colab.train(lambda epoch: colab.come_back() if epoch == 2 else None, epochs=3)
+    said = capsys.readouterr().out
+    assert "Drive has a finished 02_small" in said
+    assert f"saved in {colab.run.out / STAGE}, not on Drive, which has another" in said
+    assert content(colab.out / STAGE) == kept
 
 
 def test_a_second_session_is_told_and_the_first_too(colab, capsys):

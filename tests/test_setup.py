@@ -39,7 +39,7 @@ def said(make_run, capsys, monkeypatch, tmp_path):
 )
 def test_a_missing_gpu_is_said_with_the_time_and_the_switch(said, host, switch):
     line = said(host=host)
-    assert switch in line and "run this cell again" in line
+    assert switch in line and "run all again" in line
     assert "an hour on 2 CPU cores (measured)" in line and "T4 (estimated)" in line
 
 
