@@ -381,7 +381,7 @@ class Mirror:
         if not path.exists():
             twin.unlink(missing_ok=True)
             return
-        self._make_folder(twin.parent)
+        self._top()  # `atomic` makes folders, also those of a Drive that has just gone
         with atomic(twin) as part:
             shutil.copyfile(path, part)
         if path.name == "run.json":  # another session may have written between our files
@@ -390,15 +390,9 @@ class Mirror:
                 if not other.exists() or _checksums(other)[0] != checksum:
                     self._copy(path.with_name(name))
 
-    def _make_folder(self, folder):
-        """Never makes what lies above the person's own folder: it would hide a later Drive."""
-        top = self._top()
-        for parent in [*reversed(folder.parents), folder]:
-            if top in parent.parents:
-                parent.mkdir(exist_ok=True)
-
     def _top(self):
-        """The folder that is there when Drive is: MyDrive, or the one of shared drives."""
+        """The folder that is there when Drive is: MyDrive, or the one of shared drives. Nothing
+        here ever makes it: files in it would hide the real one."""
         top = DRIVE / self.drive.relative_to(DRIVE).parts[0]
         if not top.is_dir():
             raise OSError(errno.ENOTCONN, "it is not mounted any more")
@@ -425,7 +419,6 @@ class Mirror:
         if ended:
             self.heartbeat.unlink(missing_ok=True)
         else:
-            self._make_folder(self.heartbeat.parent)
             write_json(self.heartbeat, {"session": SESSION, "time": time.time()})
 
     @contextlib.contextmanager

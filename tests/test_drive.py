@@ -143,6 +143,11 @@ def test_everything_worth_keeping_is_copied_and_a_new_machine_goes_on(colab, mon
     said = capsys.readouterr().out
     assert "is trained already (4 epochs)" in said and "Another session" not in said
     assert content(colab.my_drive) == before
+    times = {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*.*") if p.is_file()}
+    colab.new_kernel()
+    colab.setup()  # what was fetched is not news to Drive
+    assert "Drive has a finished" not in capsys.readouterr().out
+    assert times == {p: p.stat().st_mtime_ns for p in times}
 
 
 def test_a_lost_session_is_continued_after_its_last_epoch(colab, capsys):
@@ -236,6 +241,20 @@ def test_drive_stays_away_and_the_local_folder_is_named(colab, capsys):
     colab.setup()  # the same machine: the set-up cell is run again
     assert (colab.out / STAGE / "run.json").exists()
     assert len(utils.Stage(colab.out / STAGE).predictions)
+
+
+def test_drive_vanishes_between_two_files(colab, monkeypatch):
+    colab.setup()
+    replace = os.replace
+
+    def then_vanish(source, target):
+        replace(source, target)
+        if target == colab.out / STAGE / "model.weights.h5":
+            colab.vanish()
+
+    monkeypatch.setattr(utils.os, "replace", then_vanish)
+    colab.train()
+    assert not colab.my_drive.exists(), "a folder that pretends to be Drive"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTCONN])
@@ -385,6 +404,21 @@ def test_retrain_forgets_the_old_stage_on_drive_even_while_drive_is_away(colab):
     colab.new_machine()
     colab.setup()
     assert not utils.finished(colab.run, STAGE)
+
+
+def test_retrain_while_drive_blinks_does_not_fetch_the_old_stage(colab, monkeypatch):
+    run = colab.setup()
+    colab.train()
+    forget = run.mirror.forget
+
+    def blink(folder):
+        colab.vanish()
+        forget(folder)
+        colab.come_back()
+
+    monkeypatch.setattr(run.mirror, "forget", blink)
+    assert len(colab.train(epochs=2, retrain=True)[0]) == 2
+    assert_on_drive(colab)
 
 
 def test_a_finished_stage_on_drive_is_replaced_only_by_retrain(colab, capsys):
