@@ -1,6 +1,6 @@
 """What the five notebooks share. Read it once from top to bottom:
 
-1. Settings and set-up     five settings, one `setup` call, atomic writes
+1. Settings and set-up     five settings, one `setup` call, atomic writes, a copy on Drive
 2. Finding the images      folder, Kaggle's input, data/chest_xray, download, phantoms
 3. The index and the parts file names to classes and patients; train, validation, test
 4. Packed images           decoded once, one memory-mapped file
@@ -85,6 +85,8 @@ SMOKE = {"train": 512, "validation": 128, "test": 200}  # images at most in the 
 DRIVE = Path("/content/drive")
 DRIVE_OUT = "MyDrive/chest_xray_pneumonia"
 LOCAL = Path("/content/cxr_local")  # Colab's own disk: fast, and gone with the session
+KAGGLE_WORKING = Path("/kaggle/working")
+SESSION = uuid.uuid4().hex[:8]  # of this kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Run:
         profile: "full" as the report trains, or "smoke": few images, 2 epochs, same layers.
         seed: drives the split, the initial weights, the shuffling and the flips.
         out: folder of weights and results; real full runs, smoke runs and phantoms never share.
-        cache: folder of packed images (and frozen features), on a fast disk.
-        keep: folder where the cache is kept between sessions (Drive on Colab), or None.
+        cache: folder of packed images and frozen features.
+        mirror: `Mirror` that copies to Drive what is worth keeping (Colab), or None.
         inception: "imagenet", a weights file for InceptionV3, or "random" (never trained).
         started: monotonic clock at the set-up, in seconds.
     """
@@ -107,7 +109,7 @@ class Run:
     seed: int
     out: Path
     cache: Path
-    keep: Path | None
+    mirror: "Mirror | None"
     inception: str
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
@@ -144,7 +146,7 @@ def setup(data="", profile="", seed="", out="", inception=""):
         and "CXR_INCEPTION_WEIGHTS" not in os.environ
     ):
         value["CXR_INCEPTION_WEIGHTS"] = "random"  # phantoms promise that nothing is downloaded
-    out, keep_cache = _output_folder(value["CXR_OUT"])
+    out, drive = _output_folder(value["CXR_OUT"])
     apart = [value["CXR_DATA"]] if value["CXR_DATA"] == "phantom" else []
     apart += [value["CXR_PROFILE"]] if value["CXR_PROFILE"] == "smoke" else []
     run = Run(
@@ -152,11 +154,11 @@ def setup(data="", profile="", seed="", out="", inception=""):
         profile=value["CXR_PROFILE"],
         seed=int(value["CXR_SEED"]),
         out=out.joinpath(*(["-".join(apart)] if apart else []), f"seed-{value['CXR_SEED']}"),
-        cache=LOCAL / "cache" if keep_cache else out / "cache",
-        keep=out / "cache" if keep_cache else None,
+        cache=out / "cache",
+        mirror=drive and Mirror(out, drive),
         inception=value["CXR_INCEPTION_WEIGHTS"],
     )
-    for folder in filter(None, (run.out, run.cache, run.keep)):
+    for folder in (run.out, run.cache):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic(folder / ".writable") as part:
@@ -169,6 +171,8 @@ def setup(data="", profile="", seed="", out="", inception=""):
                 "Set CXR_OUT (the form field OUT) to a folder that can be written."
             ) from error
 
+    if run.mirror:
+        run.mirror.begin(run)
     keras.utils.set_random_seed(run.seed)
     if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
         tf.config.experimental.enable_op_determinism()
@@ -177,8 +181,10 @@ def setup(data="", profile="", seed="", out="", inception=""):
         f"Keras {keras.__version__}, NumPy {np.__version__}\n"
         f"device   {device_name()}\n"
         f"run      profile {run.profile}, seed {run.seed}\n"
-        f"results  {shown(run.out)}"
+        f"results  {_kept_in(run, run.out)}"
     )
+    if not run.smoke and not accelerators():
+        print(f"no GPU   {_without_gpu()}")
     if run.data == "phantom":
         line = "PHANTOMS: drawn stand-ins, not X-rays. No number below says anything about lungs."
         print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}")
@@ -200,27 +206,235 @@ def device_name():
     return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
 
 
-def _output_folder(setting):
-    """(folder, whether its cache is a slow copy that is worked on elsewhere)."""
-    in_colab = "google.colab" in sys.modules
-    if setting:
-        folder = Path(setting).expanduser().absolute()
-        return folder, in_colab and DRIVE in folder.parents
-    if in_colab:
-        from google.colab import drive
+def _without_gpu():
+    """What it means that there is no GPU, and where this kind of notebook has its switch."""
+    times = "all five notebooks take about an hour on 2 CPU cores (measured)"
+    if _in_colab():
+        switch = "Runtime > Change runtime type > T4 GPU, then run all again"
+    elif KAGGLE_WORKING.is_dir():
+        switch = "Settings > Accelerator, then run all again"
+    else:
+        return f"{times}."
+    return f"{times}, about 10 minutes on a T4 (estimated): {switch}."
 
-        try:
-            drive.mount(str(DRIVE))
-            return DRIVE / DRIVE_OUT, True
-        except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
+
+def _in_colab():
+    return "google.colab" in sys.modules
+
+
+def _output_folder(setting):
+    """(folder that is worked in, folder on Drive that gets a copy or None)."""
+    folder = Path(setting).expanduser().absolute() if setting else None
+    if _in_colab() and (folder is None or DRIVE in folder.parents):
+        mounted = _mount()
+        folder = folder or DRIVE / DRIVE_OUT
+        return LOCAL / folder.relative_to(DRIVE), folder if mounted else None
+    if folder:
+        return folder, None
+    if KAGGLE_WORKING.is_dir():
+        return KAGGLE_WORKING / "artifacts", None
+    return PROJECT / "artifacts", None
+
+
+def _mount():
+    """Mounts Drive; False, and a line that says so, where that cannot be done."""
+    from google.colab import drive
+
+    try:
+        drive.mount(str(DRIVE))
+        return True
+    except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
+        print(
+            f"Drive was not mounted ({type(error).__name__}: {error}): what this session makes "
+            "stays on Colab's disk and goes with it. Run this cell again to retry."
+        )
+        return False
+
+
+def _kept_in(run, folder):
+    """Where a folder of the run is kept, in words."""
+    if not run.mirror:
+        return f"{shown(folder)}"
+    if run.mirror.trouble:
+        return f"{folder}, not on Drive ({run.mirror.trouble}): it goes with this session"
+    if folder in run.mirror.apart:
+        return f"{folder}, not on Drive, which has another one"
+    return f"{run.mirror.twin(folder)} (Drive; worked on in {folder})"
+
+
+class Mirror:
+    """Copies on Drive of what a run writes on Colab's own disk.
+
+    Work goes on in the local files alone. Drive gets each of them in one step; what it does not
+    take because it is full, read-only or gone is said once and offered again with the next file.
+
+    Attributes:
+        local, drive: the two folders whose files correspond.
+        trouble: why Drive does not take files at the moment, else None.
+        apart: local folders of stages of which Drive has others, never read here.
+    """
+
+    def __init__(self, local, drive):
+        self.local, self.drive, self.trouble = local, drive, None
+        self.known, self.apart = set(), set()
+        self.waiting, self.told = {}, False  # local paths, in the order Drive is to get them
+        self.next = 0.0  # monotonic clock
+
+    def twin(self, path):
+        """The path on Drive of a local file or folder."""
+        return self.drive / path.relative_to(self.local)
+
+    def begin(self, run):
+        """Says whether another session is at work, and offers what Drive has not got yet."""
+        self.heartbeat = self.twin(run.out / "session.json")
+        made = [*run.out.glob("*/*"), *run.cache.glob("images-*/*"), *run.cache.glob("images-*")]
+        with self._patient():
+            self._top()
+            for path in sorted(made, key=lambda path: (path.suffix == ".json", path)):
+                if path.is_file() and not path.name.startswith(".") and self._newer(path):
+                    self.waiting[path] = None
+        self.put()
+
+    def put(self, *paths, soon=True, ended=False):
+        """Makes Drive's copies of local files like them, in this order; what is gone here is
+        deleted there.
+
+        Args:
+            paths: local files.
+            soon: False where a later state will replace this one: copying such files then takes
+                a tenth of the time at most, a Drive that hangs included.
+            ended: whether no training is under way any more.
+        """
+        for path in paths:
+            self.waiting.pop(path, None)
+            self.waiting[path] = None
+        started = time.monotonic()
+        if not soon and started < self.next:
+            return
+        with self._patient(CxrError):  # what a full disk becomes
+            self._top()
+            self._beat(ended)
+            for path in list(self.waiting):
+                if not self._keeps_apart(path.parent):
+                    self._copy(path)
+                del self.waiting[path]
+            if self.trouble:
+                print("Drive takes files again: what was waiting is copied.")
+                self.trouble = None
+        if not soon:
+            self.next = time.monotonic() + 9 * (time.monotonic() - started)
+
+    def forget(self, folder):
+        """Drive's copy of a stage goes as the local one has gone."""
+        self.known.add(folder)
+        self.put(*(folder / name for name in ("run.json", *STAGE_FILES, "training.npz")))
+
+    def get(self, path, files=dict):
+        """Fetches a file from Drive where this machine has none, after the files it vouches for.
+
+        Args:
+            path: local path; a file of `write_json` where there are `files`.
+            files: function from its content to a dict from local paths to CRC-32 or None.
+        """
+        if path.exists() or path in self.waiting:
+            return
+        with self._patient():
+            twin, at = self.twin(path), path
+            there = self._top() and twin.exists()
+            self.known.add(path.parent)
+            if not there:
+                return
+            try:
+                wanted = files(read_json(twin)) if path.suffix == ".json" else {}
+                for at, checksum in [*wanted.items(), (path, None)]:
+                    self._fetch(at, checksum)
+            except (FileNotFoundError, CxrError) as error:
+                if error.__cause__:  # not Drive's fault: this machine's disk is full
+                    raise
+                print(
+                    f"{self.twin(at)} is missing or damaged: what belongs to it is not used, and "
+                    "replaced when its notebook has made it anew."
+                )
+
+    def _fetch(self, path, checksum):
+        twin = self.twin(path)
+        with atomic(path) as part:
+            shutil.copyfile(twin, part)
+            if checksum not in (None, _checksums(part)[0]):
+                raise CxrError(f"{twin} is damaged.")
+            os.utime(part, ns=(time.time_ns(), twin.stat().st_mtime_ns))  # `_newer` compares
+
+    def _keeps_apart(self, folder):
+        """Whether Drive has a stage that this session could not look at, for instance because
+        Drive was mounted late: only RETRAIN replaces a finished stage."""
+        if folder in self.known or not self.twin(folder / "run.json").exists():
+            return False
+        if folder not in self.apart:
+            self.apart.add(folder)
             print(
-                f"Drive was not mounted ({type(error).__name__}: {error}): what this session "
-                "makes stays on Colab's disk and goes with it. Run this cell again to retry."
+                f"Drive has a finished {folder.name} which this session has not read, and keeps "
+                f"it. This session's stays in {folder}: tick RETRAIN to replace Drive's."
             )
-            return LOCAL, False
-    if Path("/kaggle/working").is_dir():
-        return Path("/kaggle/working/artifacts"), False
-    return PROJECT / "artifacts", False
+        return True
+
+    def _copy(self, path):
+        twin = self.twin(path)
+        if not path.exists():
+            twin.unlink(missing_ok=True)
+            return
+        self._top()  # `atomic` makes folders, also those of a Drive that has just gone
+        with atomic(twin) as part:
+            shutil.copyfile(path, part)
+        if path.name == "run.json":  # another session may have written between our files
+            for name, checksum in read_json(path)["files"].items():
+                other = twin.with_name(name)
+                if not other.exists() or _checksums(other)[0] != checksum:
+                    self._copy(path.with_name(name))
+
+    def _top(self):
+        """The folder that is there when Drive is: MyDrive, or the one of shared drives. Nothing
+        here ever makes it: files in it would hide the real one."""
+        top = DRIVE / self.drive.relative_to(DRIVE).parts[0]
+        if not top.is_dir():
+            raise OSError(errno.ENOTCONN, "it is not mounted any more")
+        return top
+
+    def _newer(self, path):
+        twin = self.twin(path)
+        return not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns
+
+    def _beat(self, ended):
+        """Leaves a sign of life beside the stages while a training may be under way."""
+        try:
+            found = read_json(self.heartbeat)
+            minutes = (time.time() - found["time"]) / 60
+            if found["session"] != SESSION and minutes < 15 and not self.told:
+                self.told = True
+                print(
+                    f"Another session wrote in {self.heartbeat.parent} {max(minutes, 0):.0f} min "
+                    "ago. If that was yours and is over, or runs another notebook, all is well. "
+                    "If it trains the same notebook, stop one of the two."
+                )
+        except (FileNotFoundError, CxrError):
+            pass
+        if ended:
+            self.heartbeat.unlink(missing_ok=True)
+        else:
+            write_json(self.heartbeat, {"session": SESSION, "time": time.time()})
+
+    @contextlib.contextmanager
+    def _patient(self, *also):
+        """What fails on Drive is said once and stops nothing."""
+        try:
+            yield
+        except (OSError, *also) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
+            if not self.trouble:
+                print(
+                    f"Drive does not take or give files ({reason}): going on in {self.local}, and "
+                    "trying again with each file to be kept."
+                )
+            self.trouble = reason
 
 
 def shown(path):
@@ -658,7 +872,8 @@ def open_images(run):
         if root is None:
             root, source = find_images(run)
         index = read_index(root)
-        key = KAGGLE_KEY if source == "kaggle" else _pack_key(root, index)
+        fixed = {"kaggle": KAGGLE_KEY, "phantom": root.name}  # known without looking at files
+        key = fixed.get(source) or _pack_key(root, index)
         images = _open_pack(run, key, root)
         if images is None:
             _pack(run, key, root, source, index)
@@ -697,8 +912,10 @@ def _pack_paths(folder, key):
 def _open_pack(run, key, root=None):
     """The packed set of this key, checked; None where there is none or it is damaged."""
     packed, sidecar, examples = _pack_paths(run.cache, key)
-    if run.keep and not sidecar.exists():
-        _copy_pack(run.keep, run.cache, key)
+    if run.mirror:
+        run.mirror.get(sidecar, lambda facts: {
+            packed: facts["crc32"], **{examples / name: crc for name, crc in facts["examples"].items()},
+        })  # fmt: skip
     try:
         facts = read_json(sidecar)
         pixels = np.memmap(packed, np.uint8, "r", shape=tuple(facts["shape"]))
@@ -715,17 +932,8 @@ def _open_pack(run, key, root=None):
         return None
     except (OSError, ValueError, KeyError, CxrError) as error:
         print(f"The packed file {shown(packed)} is damaged ({error}): packing the images again.")
-        for folder in filter(None, (run.cache, run.keep)):
-            _pack_paths(folder, key)[1].unlink(missing_ok=True)
+        sidecar.unlink(missing_ok=True)
         return None
-
-
-def _copy_pack(source, target, key):
-    packed, sidecar, examples = _pack_paths(source, key)
-    if sidecar.exists():
-        for old in (packed, *examples.glob("*"), sidecar):
-            with atomic(target / old.relative_to(source)) as part:
-                shutil.copyfile(old, part)
 
 
 def _checksums(path, digest=None):
@@ -802,8 +1010,8 @@ def _pack(run, key, root, source, index):
         "index": index.to_dict("list"),
     }
     write_json(sidecar, facts)
-    if run.keep:
-        _copy_pack(run.cache, run.keep, key)
+    if run.mirror:
+        run.mirror.put(packed, *examples.glob("*"), sidecar)
 
 
 def three_channels(pixels):
@@ -1122,8 +1330,9 @@ class _Resume(keras.callbacks.Callback):
     checksums tell whether it is whole. Comes after EarlyStopping in the list of callbacks.
     """
 
-    def __init__(self, path, settings, early, order, epochs):
+    def __init__(self, path, settings, early, order, epochs, mirror=None):
         super().__init__()
+        self.mirror = mirror
         self.path, self.settings, self.early, self.order = path, settings, early, order
         self.epochs, self.rows, self.stopped, self.best = epochs, [], False, None
         self.bar = None
@@ -1203,6 +1412,8 @@ class _Resume(keras.callbacks.Callback):
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         with atomic(self.path) as part, open(part, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+        if self.mirror:
+            self.mirror.put(self.path, soon=False)
 
 
 def _epoch_line(row):
@@ -1264,6 +1475,8 @@ def train(
         return done.history, {**settings, "published": done.facts["settings"]}
     if retrain:
         shutil.rmtree(folder, ignore_errors=True)
+        if run.mirror:
+            run.mirror.forget(folder)
     if finished(run, stage):
         done = Stage(folder)
         if changed := _differences(done.facts["settings"], settings):
@@ -1275,7 +1488,7 @@ def train(
         print(f"{stage} is trained already ({len(done.history)} epochs): its weights are loaded.")
         print("\n".join(_epoch_line(row) for row in done.history.to_dict("records")))
         return done.history, settings
-    state = _Resume(folder / "training.npz", settings, early, train_data.order, epochs)
+    state = _Resume(folder / "training.npz", settings, early, train_data.order, epochs, run.mirror)
     if state.load(model):
         print(f"Going on after epoch {len(state.rows)} of a training that was interrupted.")
     if not state.stopped and len(state.rows) < epochs:
@@ -1300,6 +1513,7 @@ def train(
 CHOICES = {"dropout": 0.2, "patience": 3, "stratified": True}  # what the report leaves open
 RESULTS = PROJECT / "results"  # LABEL/seed-N/STAGE: the small files of the published runs
 WEIGHTS = PROJECT / "weights"  # STAGE.weights.h5 of the published run with seed 0
+STAGE_FILES = ("model.weights.h5", "history.csv", "predictions.csv")
 
 
 def stage_name(stage, **choices):
@@ -1344,9 +1558,14 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         facts: settings, metrics and what else the stage has to say; anything JSON can hold.
     """
     folder = run.out / stage
-    done = Stage(folder) if model is not None and finished(run, stage) else None
+    if run.mirror and model is None:  # tables alone are made anew each time
+        run.mirror.known.add(folder)
+    there = model is not None and (folder / "run.json").exists()
+    done = Stage(folder) if there else None
     if done and done.facts["settings"] == facts["settings"] and done.is_whole():
         (folder / "training.npz").unlink(missing_ok=True)  # where a kill came just before this
+        if run.mirror:
+            run.mirror.put(folder / "training.npz", ended=True)
         return
     files = {}
     if model is not None:
@@ -1356,7 +1575,7 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         if table is not None:
             with atomic(folder / name) as part:
                 table.to_csv(part, index=False, lineterminator="\n")
-    for name in ("model.weights.h5", "history.csv", "predictions.csv"):
+    for name in STAGE_FILES:
         if (folder / name).exists():
             files[name] = _checksums(folder / name)[0]
     write_json(
@@ -1377,7 +1596,10 @@ def save_stage(run, stage, images, model=None, history=None, predictions=None, *
         },
     )  # fmt: skip
     (folder / "training.npz").unlink(missing_ok=True)
-    print(f"saved in {shown(folder)}")
+    if run.mirror:
+        names = (*files, "run.json", "training.npz")
+        run.mirror.put(*(folder / name for name in names), ended=True)
+    print(f"saved in {_kept_in(run, folder)}")
 
 
 def save_weights(model, path):
@@ -1462,8 +1684,17 @@ class Stage:
 
 
 def finished(run, stage):
-    """Whether this run has the stage already."""
-    return (run.out / stage / "run.json").exists()
+    """Whether this run has the stage already. In Colab, a stage or the state of an unfinished
+    training that Drive has and this machine has not is fetched first."""
+    folder = run.out / stage
+    if run.mirror:
+        run.mirror.get(
+            folder / "run.json",
+            lambda facts: {folder / name: crc for name, crc in facts["files"].items()},
+        )
+        if not (folder / "run.json").exists():
+            run.mirror.get(folder / "training.npz")
+    return (folder / "run.json").exists()
 
 
 def load_stage(run, stage, images, published=False):

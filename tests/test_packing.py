@@ -277,18 +277,6 @@ def test_a_damaged_packed_file_is_packed_anew(tiny_set, make_run, capsys, suffix
     assert again.index.equals(first.index)
 
 
-def test_the_pack_is_kept_on_drive_and_copied_back(tiny_set, tmp_path, make_run):
-    import dataclasses
-
-    run = dataclasses.replace(make_run(tiny_set()), keep=tmp_path / "drive")
-    first = utils.open_images(run)
-    assert {p.name for p in run.keep.iterdir()} == {p.name for p in run.cache.iterdir()}
-    fresh = dataclasses.replace(run, cache=tmp_path / "new session")
-    again = utils.open_images(fresh)
-    assert again.fingerprint == first.fingerprint
-    assert Path(again.pixels.filename).parent == fresh.cache
-
-
 def test_the_sidecar_names_no_path_of_the_machine(tiny_set, make_run, tmp_path):
     run = make_run(tiny_set())
     utils.open_images(run)

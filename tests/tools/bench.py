@@ -81,7 +81,7 @@ def packing():
 
     def pack():
         with tempfile.TemporaryDirectory() as place:
-            cold = utils.dataclasses.replace(run, cache=Path(place), keep=None)
+            cold = utils.dataclasses.replace(run, cache=Path(place), mirror=None)
             utils._pack(cold, "bench", folder, "folder", index)
 
     pack()
@@ -242,7 +242,7 @@ def transfer(stage, count):
     frozen.predict(data, verbose=0)
     predict = fastest(lambda: frozen.predict(data, verbose=0), 2)
     with tempfile.TemporaryDirectory() as place:
-        cold = utils.dataclasses.replace(run, cache=Path(place), keep=None)
+        cold = utils.dataclasses.replace(run, cache=Path(place), mirror=None)
         started = time.perf_counter()
         features = utils.frozen_features(cold, images, rows, frozen, "bench")
         extraction = time.perf_counter() - started

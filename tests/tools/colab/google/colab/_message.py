@@ -1,0 +1,5 @@
+from google.colab import errors
+
+
+class MessageError(errors.Error):
+    """What the browser answered with an error; a refused permission is one."""

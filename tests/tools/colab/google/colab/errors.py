@@ -1,0 +1,6 @@
+class Error(Exception):
+    """Base of Colab's own errors."""
+
+
+class AuthorizationError(Error):
+    pass
