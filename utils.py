@@ -913,9 +913,13 @@ def _open_pack(run, key, root=None):
     """The packed set of this key, checked; None where there is none or it is damaged."""
     packed, sidecar, examples = _pack_paths(run.cache, key)
     if run.mirror:
-        run.mirror.get(sidecar, lambda facts: {
-            packed: facts["crc32"], **{examples / name: crc for name, crc in facts["examples"].items()},
-        })  # fmt: skip
+        run.mirror.get(
+            sidecar,
+            lambda facts: {
+                packed: facts["crc32"],
+                **{examples / name: crc for name, crc in facts["examples"].items()},
+            },
+        )
     try:
         facts = read_json(sidecar)
         pixels = np.memmap(packed, np.uint8, "r", shape=tuple(facts["shape"]))

@@ -29,8 +29,8 @@ def test_requirements_admit_what_colab_has():
 
 
 def test_every_requirement_has_an_upper_end_or_is_a_tool():
-    tools = {"ipykernel", "nbclient", "nbformat", "nbval", "psutil", "pytest", "ruff", "tqdm", "pillow",
-             "packaging"}  # fmt: skip
+    tools = {"ipykernel", "nbclient", "nbformat", "nbval", "psutil", "pytest", "ruff", "tqdm",
+             "pillow", "packaging"}  # fmt: skip
     for requirement in map(Requirement, lines("requirements.txt")):
         assert "<" in str(requirement.specifier) or requirement.name in tools, requirement
 
