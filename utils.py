@@ -2251,6 +2251,7 @@ COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
     "train": "#332288", "validation": "#D55E00", "test": "#56B4E9", "unused": "#BBBBBB",
 }  # fmt: skip
+pd.set_option("display.max_colwidth", None)  # the claims are sentences
 plt.rcParams.update({
     "figure.dpi": 80, "savefig.bbox": "tight", "axes.spines.top": False,
     "axes.spines.right": False, "font.size": 10,

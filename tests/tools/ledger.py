@@ -403,11 +403,14 @@ def models():
                 yardsticks = [s.facts.get("yardsticks") for s in runs.of("01_data").values()]
             except Open:
                 continue
-            spread = f" ± {percent(values.std())}" if len(values) > 1 else ""
+            n = len(values)
+            ours = f"{percent(values.mean())}, 1 seed" if n == 1 else (
+                f"{percent(values.mean())} ± {percent(values.std())} ({percent(values.min())} to "
+                f"{percent(values.max())}), {n} seeds"
+            )  # fmt: skip
             line = [
                 model + weights(runs, stage), label, f"{reported:.0%}",
-                f"{percent(values.mean())}{spread} ({percent(values.min())} to "
-                f"{percent(values.max())}), {len(values)} seed{'s' * (len(values) > 1)}",
+                ours,
                 f"{percent(low)} to {percent(high)}",
             ]  # fmt: skip
             of_stage = [y["2 classes" if stage == S02 else "3 classes"] for y in yardsticks if y]
