@@ -224,7 +224,8 @@ def test_all_notebooks_run_with_colabs_versions_and_its_drive(rehearsal):
 
 def test_drive_holds_what_is_worth_keeping_and_nothing_else(rehearsal):
     place = "chest_xray_pneumonia/"
-    pack, stages = f"{place}cache/images-v1-phantoms-v", f"{place}phantom-smoke/seed-0/"
+    pack = f"{place}cache/images-v{utils.PACK_VERSION}-phantoms-v"
+    stages = f"{place}phantom-smoke/seed-0/"
     others = [name for name in rehearsal.kept if not name.startswith((pack, stages))]
     assert not others
     made = [name[len(stages) :].split("/") for name in rehearsal.kept if name.startswith(stages)]
