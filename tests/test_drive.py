@@ -278,7 +278,8 @@ def test_a_drive_that_fails_in_the_middle_stops_nothing(colab, number, capsys):
     assert len(failed) >= 2 and said.count("Drive does not take or give files") == 1
     assert f"not on Drive ({os.strerror(number)})" in said
     assert not list(colab.my_drive.rglob("*.part"))
-    with np.load(colab.out / STAGE / "training.npz") as state:  # of the second epoch, whole
+    state = colab.out / STAGE / "training.npz"  # of the second epoch, whole
+    with np.load(state, allow_pickle=False) as state:
         assert len(json.loads(state["meta"].tobytes())["history"]) == 2
     assert len(utils.Stage(run.out / STAGE).history) == 4
 
