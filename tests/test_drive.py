@@ -150,9 +150,8 @@ def test_everything_worth_keeping_is_copied_and_a_new_machine_goes_on(colab, mon
     assert times == {p: p.stat().st_mtime_ns for p in times}
 
 
-def test_a_lost_session_is_continued_after_its_last_epoch(colab, capsys):
-    colab.setup()
-    whole = colab.train()
+def killed_in_the_third_epoch(colab):
+    """A training whose process ends before that epoch is kept."""
 
     def die(epoch):
         if epoch == 3:
@@ -160,6 +159,12 @@ def test_a_lost_session_is_continued_after_its_last_epoch(colab, capsys):
 
     with pytest.raises(Killed):
         colab.train(die, retrain=True)
+
+
+def test_a_lost_session_is_continued_after_its_last_epoch(colab, capsys):
+    colab.setup()
+    whole = colab.train()
+    killed_in_the_third_epoch(colab)
     colab.new_machine()
     colab.setup()
     assert "Another session" in capsys.readouterr().out
@@ -356,13 +361,7 @@ def test_a_damaged_pack_on_drive_is_not_used(colab, suffix, capsys):
 def test_a_damaged_training_state_on_drive_is_not_used(colab, capsys):
     colab.setup()
     whole = colab.train()
-
-    def die(epoch):
-        if epoch == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        colab.train(die, retrain=True)
+    killed_in_the_third_epoch(colab)
     flip_a_bit(colab.out / STAGE / "training.npz")
     colab.new_machine()
     colab.setup()
