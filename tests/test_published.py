@@ -6,6 +6,7 @@ import re
 import ledger
 import pandas as pd
 import pytest
+from PIL import Image
 
 import utils
 
@@ -46,6 +47,8 @@ def test_measures_follow_from_the_predictions(folder):
 def test_readme_ledger_and_results_say_the_same():
     for path, content in ledger.files().items():
         assert path.read_text(encoding="utf-8") == content, f"{path.name}: run make ledger"
+    with Image.open(ledger.FIGURE) as drawn:
+        assert drawn.text["Description"] == ledger.models(), "accuracy.png: run make ledger"
 
 
 def test_every_claim_has_evidence_or_says_what_is_missing():

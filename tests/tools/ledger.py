@@ -480,16 +480,18 @@ def figure():
                 bbox_to_anchor=(1, 0.5))  # fmt: skip
     axis.grid(axis="x", alpha=0.3)
     with utils.atomic(FIGURE) as part:
-        picture.savefig(part, format="png", dpi=110)
+        said = {"Description": models()}  # what was drawn, for the test that it is not old
+        picture.savefig(part, format="png", dpi=110, metadata=said)
+    plt.close(picture)
 
 
 def write():
     for path, content in files().items():
         with utils.atomic(path) as part:
             part.write_text(content, encoding="utf-8")
+    figure()
 
 
 if __name__ == "__main__":
     write()
-    figure()
     print(claims()[["claim", "verdict"]].to_string(index=False))
