@@ -53,7 +53,7 @@ def test_an_accuracy_gets_a_verdict_from_three_seeds_on(publish):
             words, verdict = ledger.accuracy(runs, ledger.S02)
             assert verdict == f"open: {seed} of 3 seeds" and "one more run" not in words
         else:
-            with pytest.raises(ledger.Open, match="0 of 1 seeds of 02_cnn1_2class"):
+            with pytest.raises(ledger.Open, match="0 of 3 seeds of 02_cnn1_2class"):
                 ledger.accuracy(runs, ledger.S02)
         publish(ledger.S02, seed, accuracy)
     words, verdict = ledger.accuracy(ledger.Runs("copy"), ledger.S02)
@@ -94,7 +94,7 @@ def test_differences_are_paired_by_seed(publish):
     publish("a", 7, 0.1)  # has no partner
     paired = ledger.Runs("copy").differences("a", "b", "accuracy")
     assert paired.tolist() == pytest.approx([0.1, 0.1, 0.1])
-    with pytest.raises(ledger.Open, match="0 of 1 seeds of c"):
+    with pytest.raises(ledger.Open, match="0 of 3 seeds of c"):
         ledger.Runs("copy").differences("a", "c", "accuracy")
 
 

@@ -61,7 +61,7 @@ class Runs:
         """dict from seed to `utils.Stage`."""
         found = dict(sorted(self.stages.get(name, {}).items()))
         if len(found) < least:
-            raise Open(f"{len(found)} of {least} seeds of {name}")
+            raise Open(f"{len(found)} of {LEAST_SEEDS} seeds of {name}")
         return found
 
     def values(self, name, measure):
