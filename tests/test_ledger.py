@@ -65,8 +65,16 @@ def test_a_number_far_from_the_spread_is_not_reproduced(publish):
     for seed, epochs in enumerate((20, 21, 22)):
         publish(ledger.S02, seed, 0.8, epochs)
     words, verdict = ledger.epochs(ledger.Runs("copy"), ledger.S02, 8)
-    assert verdict is False and words.startswith("21.0 ± 1.0")
+    assert verdict is False and words == "21 ± 1 (20 to 22); one more run 16 to 26"
     assert ledger.epochs(ledger.Runs("copy"), ledger.S02, 24)[1] is True
+
+
+def test_a_range_ends_where_numbers_cannot_be(publish):
+    for seed, epochs in enumerate((4, 9, 14)):
+        publish(ledger.S02, seed, 0.8 + 0.1 * seed, epochs)
+    runs = ledger.Runs("copy")
+    assert ledger.epochs(runs, ledger.S02, 8)[0].endswith("one more run 1 to 33.8")
+    assert ledger.accuracy(runs, ledger.S02)[0].endswith("to 100.0%")
 
 
 def test_the_expected_range_is_where_one_more_run_falls():
