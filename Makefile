@@ -1,5 +1,6 @@
 # The commands a person needs. `make` alone lists them.
 # DATA: a folder in Kaggle's layout, kaggle, or phantom.  PROFILE: smoke or full.
+# PUBLISHED=1: a study goes on from the runs in results/ instead of starting anew.
 PYTHON ?= python3
 DATA ?= $(or $(CXR_DATA),phantom)
 PROFILE ?= $(or $(CXR_PROFILE),smoke)
@@ -31,7 +32,8 @@ publish: $(READY)  ## the same, and write the outputs over the committed noteboo
 	$(SETTINGS) $(BIN)/python tests/tools/run.py --publish $(NAMES)
 
 study: $(READY)  ## every stage and trial over SEEDS="0 1 2 3 4" (DATA=folder), into results/; goes on where it stopped
-	CXR_DATA="$(DATA)" $(BIN)/python tests/tools/study.py --seeds "$(SEEDS)" --steps "$(STEPS)"
+	CXR_DATA="$(DATA)" $(BIN)/python tests/tools/study.py --seeds "$(SEEDS)" --steps "$(STEPS)" \
+		$(if $(PUBLISHED),--published)
 
 ledger: $(READY)  ## write results/claims.* and the README's tables anew from results/
 	$(BIN)/python tests/tools/ledger.py

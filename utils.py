@@ -1516,7 +1516,7 @@ def train(
 
 CHOICES = {"dropout": 0.2, "patience": 3, "stratified": True}  # what the report leaves open
 RESULTS = PROJECT / "results"  # LABEL/seed-N/STAGE: the small files of the published runs
-WEIGHTS = PROJECT / "weights"  # STAGE.weights.h5 of the published run with seed 0
+WEIGHTS = PROJECT / "weights"  # seed-N/STAGE.weights.h5 of published runs
 STAGE_FILES = ("model.weights.h5", "history.csv", "predictions.csv")
 
 
@@ -1653,7 +1653,7 @@ class Stage:
     def _file(self, name):
         path = self.folder / name
         if name == "model.weights.h5" and RESULTS in path.parents:
-            path = WEIGHTS / f"{self.facts['stage']}.weights.h5"
+            path = WEIGHTS / f"seed-{self.facts['seed']}" / f"{self.facts['stage']}.weights.h5"
         if not path.exists() or _checksums(path)[0] != self.facts["files"].get(name):
             delete = f"delete the folder {shown(self.folder)}"
             raise CxrError(f"{shown(path)} is missing or damaged: {_mended(path, delete)}.")
@@ -1753,7 +1753,7 @@ def published_stage(stage, images):
         raise CxrError(f"Nothing is published of {stage}: untick PUBLISHED and train.")
 
     def has_weights(one):
-        path = WEIGHTS / f"{stage}.weights.h5"
+        path = WEIGHTS / "seed-0" / f"{stage}.weights.h5"
         return path.exists() and _checksums(path)[0] == one.facts["files"]["model.weights.h5"]
 
     best = max(found, key=has_weights)

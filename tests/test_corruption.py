@@ -144,7 +144,7 @@ class AnyXrays:
 @pytest.mark.parametrize(
     "pattern",
     [f"results/*/seed-0/{PUBLISHED}/{n}" for n in ("run.json", "history.csv", "predictions.csv")]
-    + [f"weights/{PUBLISHED}.weights.h5"],
+    + [f"weights/seed-0/{PUBLISHED}.weights.h5"],
 )
 def test_what_is_published_is_refused_when_damaged(published, pattern, damage):
     [path] = published.glob(pattern)

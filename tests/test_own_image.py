@@ -23,7 +23,7 @@ def parts(phantom_run, phantom_images):
 def model(phantom_run, phantom_images, parts):
     """Stage 05's model: the published CNN_1 frozen, its second CNN trained on phantoms."""
     cnn_1 = utils.build_cnn_1(3, 0.2, seed=0)
-    cnn_1.load_weights(utils.WEIGHTS / "03_cnn1_3class.weights.h5")
+    cnn_1.load_weights(utils.WEIGHTS / "seed-0" / "03_cnn1_3class.weights.h5")
     frozen = keras.Model(cnn_1.inputs[0], cnn_1.layers[-4].output)
     frozen.trainable = False
     assert frozen.output_shape[1:] == (26, 26, 128)

@@ -6,6 +6,7 @@ import re
 import ledger
 import pandas as pd
 import pytest
+import run
 from PIL import Image
 
 import utils
@@ -87,10 +88,14 @@ class AnyXrays:
 
 
 def test_the_small_weights_are_there_and_load():
-    files = sorted(utils.WEIGHTS.glob("*.weights.h5"))
+    files = sorted(utils.WEIGHTS.glob("seed-0/*.weights.h5"))
     wanted = ["02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer"]
     assert [path.name.split(".")[0] for path in files] == wanted
     assert all(path.stat().st_size < 2_000_000 for path in files)
+    for path in utils.WEIGHTS.rglob("*.h5"):  # each belongs to a run that is published
+        stage = f"{path.parent.name}/{path.name.split('.')[0]}"
+        found = [utils.Stage(run_.parent) for run_ in utils.RESULTS.glob(f"*/{stage}/run.json")]
+        assert any(one.is_whole() for one in found), stage
     for stage, classes in (("02_cnn1_2class", 2), ("03_cnn1_3class", 3)):
         model = utils.build_cnn_1(classes, 0.2, 0)
         before = model.get_weights()[0].copy()
@@ -122,3 +127,21 @@ def test_the_choices_were_made_on_validation_images_alone():
         settings = json.loads((folder / "run.json").read_text())["settings"]
         if "-" not in folder.name:
             assert settings["stop"]["patience"] == 3
+
+
+def test_a_study_goes_on_from_what_is_published(tmp_path):
+    first = utils.Stage(next(folder for folder in STAGES if folder.name == "03_cnn1_3class"))
+    run.take_published(tmp_path, "of other images")
+    assert not list(tmp_path.iterdir())
+    run.take_published(tmp_path, first.facts["data"]["fingerprint"])
+    for folder in STAGES:
+        taken = tmp_path / folder.parent.name / folder.name
+        if folder.name in run.BUILT_ON:
+            assert not taken.exists() or utils.Stage(taken).is_whole()
+        else:
+            assert utils.Stage(taken).facts == utils.Stage(folder).facts
+    assert utils.Stage(tmp_path / "seed-0" / "03_cnn1_3class").is_whole()
+    mine = tmp_path / "seed-0" / "05_cnn1_transfer" / "history.csv"
+    mine.write_text("mine")
+    run.take_published(tmp_path, first.facts["data"]["fingerprint"])
+    assert mine.read_text() == "mine"  # what is there stays

@@ -97,7 +97,7 @@ def test_only_requirements_are_installed_by_the_commands():
 
 
 def test_published_weights_hold_numbers_alone():
-    files = sorted(p for p in utils.WEIGHTS.iterdir() if p.name != "README.md")
+    files = sorted(path for path in utils.WEIGHTS.rglob("*") if path.is_file())
     assert files and all(path.name.endswith(".weights.h5") for path in files)
     for path in files:
         with h5py.File(path) as file:

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import nbformat
@@ -21,7 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 PROJECT = Path(__file__).resolve().parents[2]
-PUBLISHED_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer")  # the small ones
+BUILT_ON = ("02_cnn1_2class", "03_cnn1_3class")  # small weights that trials and stage 05 load
 
 
 class EchoingClient(NotebookClient):
@@ -98,10 +99,40 @@ def publish_stages(out):
             if (path.parent / name).exists():
                 shutil.copyfile(path.parent / name, to / name)
         weights = path.parent / "model.weights.h5"
-        if facts["seed"] == 0 and facts["stage"] in PUBLISHED_WEIGHTS and weights.exists():
-            (PROJECT / "weights").mkdir(exist_ok=True)
-            shutil.copyfile(weights, PROJECT / "weights" / f"{facts['stage']}.weights.h5")
+        wanted = (*BUILT_ON, "05_cnn1_transfer") if facts["seed"] == 0 else BUILT_ON
+        if facts["stage"] in wanted and weights.exists():
+            kept = weights_of(facts)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(weights, kept)
         print(f"published {to.relative_to(PROJECT)}")
+
+
+def weights_of(facts):
+    """Where the published weights of a stage are, if they are."""
+    return PROJECT / "weights" / f"seed-{facts['seed']}" / f"{facts['stage']}.weights.h5"
+
+
+def take_published(out, fingerprint):
+    """Puts the published stages on these images where a run would have left them. One that
+    others build on is left out where its weights are not published: it is made again."""
+    for path in sorted((PROJECT / "results").glob("*/seed-*/*/run.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        to = out / f"seed-{facts['seed']}" / facts["stage"]
+        weights = weights_of(facts)
+        whole = (
+            weights.exists()
+            and zlib.crc32(weights.read_bytes()) == facts["files"]["model.weights.h5"]
+        )
+        if facts["data"]["fingerprint"] != fingerprint or to.exists():
+            continue
+        if facts["stage"] in BUILT_ON and not whole:
+            continue
+        part = to.with_name(f".{to.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(path.parent, part)
+        if whole:
+            shutil.copyfile(weights, part / "model.weights.h5")
+        part.rename(to)
 
 
 def main():

@@ -1,9 +1,10 @@
 """The study: every stage and every trial over several seeds, as `make study` runs it.
 
-    python tests/tools/study.py [--seeds "0 1 2 3 4"] [--steps "seeds choices trials split"]
+    python tests/tools/study.py [--published] [--seeds "0 1 2 3 4"] [--steps "seeds choices"]
 
 Executes the notebooks themselves in the full profile, one at a time, each with its form fields
-filled. What is finished is skipped; killed at any moment, it goes on where it was. After every
+filled. What is finished is skipped; killed at any moment, it goes on where it was. With
+`--published` what results/ holds counts as finished, so that a study goes on elsewhere. After every
 stage the small files are copied to results/ and the ledger is written anew. One line per stage
 goes to the terminal and to study.log in the output folder; what the cells print, to study/.
 """
@@ -101,6 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0 1 2 3 4")
     parser.add_argument("--steps", default="seeds choices trials split")
+    parser.add_argument("--published", action="store_true", help="go on from what is published")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split()]
     if unknown := set(options.steps.split()) - set(GROUPS):
@@ -116,6 +118,8 @@ def main():
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         sys.exit(f"A study is running in {out} already: wait for it, or set CXR_OUT.")
+    if options.published:
+        runner.take_published(out, utils.open_images(utils.setup()).fingerprint)
     failed = 0
     for group in options.steps.split():
         of_group = seeds[:TRIAL_SEEDS] if group in ("trials", "split", "more") else seeds
