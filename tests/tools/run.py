@@ -22,7 +22,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 PROJECT = Path(__file__).resolve().parents[2]
-BUILT_ON = ("02_cnn1_2class", "03_cnn1_3class")  # small weights that trials and stage 05 load
+# Small weights that trials and stage 05 load:
+BUILT_ON = ("02_cnn1_2class", "03_cnn1_3class", "03_cnn1_3class-unstratified")
 
 
 class EchoingClient(NotebookClient):
