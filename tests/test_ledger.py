@@ -18,7 +18,7 @@ def publish(tmp_path, monkeypatch):
     """Writes runs into a results folder of its own, as a study leaves them."""
     monkeypatch.setattr(utils, "RESULTS", tmp_path / "results")
 
-    def write(stage, seed, accuracy, epochs=8, label="copy", **facts):
+    def write(stage, seed, accuracy, epochs=8, label="copy", rise=None, **facts):
         folder = utils.RESULTS / label / f"seed-{seed}" / stage
         folder.mkdir(parents=True)
         rows = 200
@@ -35,6 +35,9 @@ def publish(tmp_path, monkeypatch):
             "epoch": range(1, epochs + 1), "loss": losses, "val_loss": losses,
             "test_accuracy": np.linspace(0.5, accuracy, epochs),
         })  # fmt: skip
+        if rise is not None:  # per epoch, while the training loss falls
+            history["loss"] = 1 - 0.02 * history["epoch"]
+            history["val_loss"] = 0.5 + rise * history["epoch"]
         predictions.to_csv(folder / "predictions.csv", index=False)
         history.to_csv(folder / "history.csv", index=False)
         files = {f: utils._checksums(folder / f)[0] for f in ("predictions.csv", "history.csv")}
@@ -98,6 +101,33 @@ def test_the_interval_of_a_difference_is_students():
     values = pd.Series([0.01, 0.03, 0.02, 0.05])
     wanted = stats.ttest_1samp(values, 0).confidence_interval()
     assert ledger.difference_interval(values) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_differences_whose_interval_holds_0_are_undecided(publish):
+    above, below, around = (0.01, 0.03), (-0.03, -0.01), (-0.01, 0.03)
+    assert ledger.claimed_side(above) is True and ledger.claimed_side(above, above) is True
+    assert ledger.claimed_side(below) is False and ledger.claimed_side(around, below) is False
+    assert ledger.claimed_side(above, around).startswith("undecided")
+    for seed in range(3):
+        publish(ledger.S03, seed, 0.60 + 0.01 * seed)
+        publish(ledger.S04, seed, 0.75)
+        publish(ledger.S05, seed, (0.70, 0.75, 0.80)[seed])
+    words, verdict = ledger.ranking(ledger.Runs("copy"))
+    assert verdict == "undecided: an interval holds 0"
+    assert "04 against 03 +14.0 points" in words and "05 against 04 +0.0 points" in words
+
+
+def test_over_fitting_is_judged_after_the_stop(publish):
+    for seed in range(3):
+        publish(ledger.S04, seed, 0.75, epochs=8 + seed, rise=0)
+        publish(f"{ledger.S04}-past", seed, 0.75, epochs=25, rise=0.01 + 0.001 * seed)
+    words, verdict = ledger.over_fitting(ledger.Runs("copy"))
+    assert verdict is True and "validation loss +0.110 " in words
+    assert "training loss -0.200" in words
+    for seed in (3, 4, 5):  # others fall
+        publish(ledger.S04, seed, 0.75, epochs=8, rise=0)
+        publish(f"{ledger.S04}-past", seed, 0.75, epochs=25, rise=(-0.2, 0.3, -0.1)[seed - 3])
+    assert ledger.over_fitting(ledger.Runs("copy"))[1] == "undecided: an interval holds 0"
 
 
 def test_differences_are_paired_by_seed(publish):
