@@ -1740,6 +1740,11 @@ def load_stage(run, stage, images, published=False):
     return found
 
 
+def _published(stage, seed="*"):
+    """The published runs of a stage on all sets of images, as `Stage`; * stands for anything."""
+    return [Stage(path.parent) for path in sorted(RESULTS.glob(f"*/seed-{seed}/{stage}/run.json"))]
+
+
 def published_stage(stage, images):
     """The published run with seed 0 of a stage, the one whose weights are in weights/ first.
 
@@ -1748,7 +1753,7 @@ def published_stage(stage, images):
     """
     if images.source == "phantom":
         raise CxrError("What is published is about X-rays, not phantoms: untick PUBLISHED.")
-    found = [Stage(path.parent) for path in sorted(RESULTS.glob(f"*/seed-0/{stage}/run.json"))]
+    found = _published(stage, seed=0)
     if not found:
         raise CxrError(f"Nothing is published of {stage}: untick PUBLISHED and train.")
 
@@ -1771,8 +1776,7 @@ def published_runs(stage):
         ...), 0 to 1; empty where nothing is published.
     """
     rows = []
-    for path in sorted(RESULTS.glob(f"*/seed-*/{stage}/run.json")):
-        found = Stage(path.parent)
+    for found in _published(stage):
         row = {"data": found.facts["data"]["label"], "seed": found.facts["seed"],
                "epochs": len(found.history)}  # fmt: skip
         for part, prefix in (("metrics", ""), ("validation", "validation ")):
@@ -1783,6 +1787,16 @@ def published_runs(stage):
                     row[prefix + name] = value
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def published_histories(stage):
+    """The epochs of the published runs of a stage: `train`'s history of each, one below the
+    other, with the columns data and seed; an empty DataFrame where nothing is published."""
+    tables = [
+        found.history.assign(data=found.facts["data"]["label"], seed=found.facts["seed"])
+        for found in _published(stage)
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def open_choices(stage):
@@ -1796,10 +1810,9 @@ def open_choices(stage):
         test images); of the runs whose test accuracy was followed.
     """
     rows = []
-    for path in sorted(RESULTS.glob(f"*/seed-*/{stage}*/run.json")):
-        found = Stage(path.parent)
+    for found in _published(f"{stage}*"):
         choices = {**CHOICES, **found.facts.get("choices", {})}
-        history = found.history if path.parent.name == stage_name(stage, **choices) else []
+        history = found.history if found.folder.name == stage_name(stage, **choices) else []
         if "test_accuracy" not in history:
             continue
         for patience in (2, 3, 5, 10):
@@ -2306,6 +2319,34 @@ def plot_history(history, reported, title):
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(len(history), reported) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(framealpha=0.9, edgecolor="none")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_histories(histories, title):
+    """Training and validation loss over the epochs of several runs each, one line per run.
+
+    Args:
+        histories: dict from a panel's title to a DataFrame of `published_histories`.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(histories), figsize=(5 * len(histories), 3.4), layout="constrained", sharex=True,
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axis, (name, table) in zip(axes.flat, histories.items(), strict=True):
+        for number, (_, run) in enumerate(table.groupby(["data", "seed"])):
+            axis.plot(run["epoch"], run["loss"], "-", color=COLOURS["train"],
+                      label="" if number else "training")  # fmt: skip
+            axis.plot(run["epoch"], run["val_loss"], "--", color=COLOURS["validation"],
+                      label="" if number else "validation")  # fmt: skip
+        axis.set(xlabel="epoch", title=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].legend(framealpha=0.9, edgecolor="none")
     figure.suptitle(title)
     return figure
 

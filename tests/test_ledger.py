@@ -157,6 +157,23 @@ def test_the_open_choices_of_one_long_run(publish):
     assert figure.get_suptitle() == "title"
 
 
+def test_the_epochs_of_all_seeds_are_drawn_side_by_side(publish):
+    assert utils.published_histories(ledger.S02).empty
+    for seed, epochs in enumerate((8, 12)):
+        publish(ledger.S02, seed, 0.8, epochs)
+        publish(f"{ledger.S02}-nadam", seed, 0.8, epochs=5)
+    table = utils.published_histories(ledger.S02)
+    assert table.groupby("seed").size().tolist() == [8, 12] and set(table["data"]) == {"copy"}
+    nadam = utils.published_histories(f"{ledger.S02}-nadam")
+    axes = utils.plot_histories({"Adam": table, "Nadam": nadam}, "title").axes
+    assert [axis.get_title() for axis in axes] == ["Adam", "Nadam"]
+    lines = axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [8, 8, 12, 12]
+    assert lines[1].get_ydata().tolist() == table.loc[table["seed"] == 0, "val_loss"].tolist()
+    said = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert said == ["training", "validation"]
+
+
 def test_the_same_path_counts_once(publish):
     publish("05_cnn1_transfer", 0, 0.8, epochs=30)
     before = utils.open_choices("05_cnn1_transfer")
