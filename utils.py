@@ -1807,23 +1807,27 @@ def open_choices(stage):
     Returns:
         DataFrame with the columns data, seed, dropout, stratified, patience, weights (of the
         "best" or the "last" epoch), epoch (whose weights these are, from 1) and accuracy (on the
-        test images); of the runs whose test accuracy was followed.
+        test images). A run whose test accuracy was not followed tells about itself alone.
     """
     rows = []
     for found in _published(f"{stage}*"):
         choices = {**CHOICES, **found.facts.get("choices", {})}
-        history = found.history if found.folder.name == stage_name(stage, **choices) else []
-        if "test_accuracy" not in history:
-            continue
-        for patience in (2, 3, 5, 10):
-            stop, best = stopping_epoch(history["val_loss"], patience)
-            if patience <= choices["patience"]:
-                rows += [
-                    {"data": found.facts["data"]["label"], "seed": found.facts["seed"], **choices,
-                     "patience": patience, "weights": weights, "epoch": epoch,
-                     "accuracy": history["test_accuracy"][epoch - 1]}
-                    for weights, epoch in (("best", best), ("last", stop))
-                ]  # fmt: skip
+        if found.folder.name != stage_name(stage, **choices):
+            continue  # a trial
+        history = found.history
+        for patience in (p for p in (2, 3, 5, 10) if p <= choices["patience"]):
+            last, best = stopping_epoch(history["val_loss"], patience)
+            for weights, epoch in (("best", best), ("last", last)):
+                if "test_accuracy" in history:
+                    accuracy = history["test_accuracy"][epoch - 1]
+                elif (patience, weights) == (choices["patience"], "best"):
+                    accuracy = found.facts["metrics"]["accuracy"]
+                else:
+                    continue
+                rows.append({
+                    "data": found.facts["data"]["label"], "seed": found.facts["seed"], **choices,
+                    "patience": patience, "weights": weights, "epoch": epoch, "accuracy": accuracy,
+                })  # fmt: skip
     table = pd.DataFrame(rows)  # a run with patience 3 is the beginning of the one with 10
     key = ["data", "seed", "dropout", "stratified", "patience", "weights"]
     return table.drop_duplicates(key).reset_index(drop=True) if rows else table
@@ -1849,12 +1853,13 @@ def open_choices_said(choices, reported):
         f"{values.min():.1%} to {values.max():.1%}, median {values.median():.1%}; "
         f"{above:.0%} of them reach the report's {reported:.0%}."
     ]
-    for name in ("dropout", "patience", "weights", "stratified", "seed"):
-        means = choices.groupby(name)["accuracy"].mean()
-        if len(means) > 1:
-            words.append(
-                f"  mean by {name}: " + ", ".join(f"{v} {m:.1%}" for v, m in means.items())
-            )
+    names = ["data", "seed", "dropout", "stratified", "patience", "weights"]
+    for name in names[1:]:
+        rest = [other for other in names if other != name]
+        pairs = choices.pivot_table(index=rest, columns=name, values="accuracy").dropna()
+        if pairs.shape[1] > 1 and len(pairs):  # only combinations that were run with each of them
+            means = ", ".join(f"{value} {mean:.1%}" for value, mean in pairs.mean().items())
+            words.append(f"  mean by {name}: {means}")
     return "\n".join(words)
 
 

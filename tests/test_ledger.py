@@ -184,6 +184,31 @@ def test_the_same_path_counts_once(publish):
     assert len(after) == 6
 
 
+def test_a_run_that_was_not_followed_tells_about_itself_alone(publish):
+    publish(ledger.S02, 0, 0.8, epochs=9)
+    path = utils.RESULTS / "copy" / "seed-0" / ledger.S02
+    history = utils.Stage(path).history.drop(columns="test_accuracy")
+    history.to_csv(path / "history.csv", index=False)
+    facts = utils.read_json(path / "run.json")
+    facts["files"]["history.csv"] = utils._checksums(path / "history.csv")[0]
+    utils.write_json(path / "run.json", facts)
+    [row] = utils.open_choices(ledger.S02).to_dict("records")
+    assert (row["patience"], row["weights"], row["epoch"], row["accuracy"]) == (3, "best", 7, 0.8)
+
+
+def test_choices_are_compared_where_all_else_is_equal():
+    rows = [
+        (seed, dropout, 0.7 + 0.1 * (dropout > 0) + 0.05 * seed)
+        for seed, dropout in ((0, 0.0), (0, 0.2), (1, 0.2))  # seed 1 has no dropout 0
+    ]
+    table = pd.DataFrame(rows, columns=["seed", "dropout", "accuracy"]).assign(
+        data="copy", stratified=True, patience=3, weights="best"
+    )
+    said = utils.open_choices_said(table, 0.79)
+    assert "mean by dropout: 0.0 70.0%, 0.2 80.0%" in said
+    assert "mean by seed: 0 80.0%, 1 85.0%" in said and "mean by patience" not in said
+
+
 def test_stage_names_by_choice():
     name = utils.stage_name
     assert name("05_cnn1_transfer", dropout=0.2, patience=3, stratified=True) == "05_cnn1_transfer"
