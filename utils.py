@@ -1799,6 +1799,9 @@ def published_histories(stage):
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+COMBINATION = ["data", "seed", "dropout", "stratified", "patience", "weights"]
+
+
 def open_choices(stage):
     """What a stage's published runs would have reached under other choices of what the report
     leaves open. A smaller patience stops earlier on the same path, so one run with a large
@@ -1829,8 +1832,7 @@ def open_choices(stage):
                     "patience": patience, "weights": weights, "epoch": epoch, "accuracy": accuracy,
                 })  # fmt: skip
     table = pd.DataFrame(rows)  # a run with patience 3 is the beginning of the one with 10
-    key = ["data", "seed", "dropout", "stratified", "patience", "weights"]
-    return table.drop_duplicates(key).reset_index(drop=True) if rows else table
+    return table.drop_duplicates(COMBINATION).reset_index(drop=True) if rows else table
 
 
 def stopping_epoch(losses, patience):
@@ -1853,9 +1855,8 @@ def open_choices_said(choices, reported):
         f"{values.min():.1%} to {values.max():.1%}, median {values.median():.1%}; "
         f"{above:.0%} of them reach the report's {reported:.0%}."
     ]
-    names = ["data", "seed", "dropout", "stratified", "patience", "weights"]
-    for name in names[1:]:
-        rest = [other for other in names if other != name]
+    for name in COMBINATION[1:]:
+        rest = [other for other in COMBINATION if other != name]
         pairs = choices.pivot_table(index=rest, columns=name, values="accuracy").dropna()
         if pairs.shape[1] > 1 and len(pairs):  # only combinations that were run with each of them
             means = ", ".join(f"{value} {mean:.1%}" for value, mean in pairs.mean().items())

@@ -13,7 +13,8 @@ README.md and its figure. The rules, the same for all claims:
   so wide that a number inside it is only not contradicted; outside it is not reproduced.
 - A difference between two models or trainings is reproduced if the 95% t-interval of the paired
   differences over seeds lies wholly on the claimed side of 0, not reproduced if wholly on the
-  other side, and undecided if it holds 0. A claim of two differences needs both.
+  other side, and undecided if it holds 0. A claim of two differences needs both. The slopes of the
+  losses after a stop (over-fitting) are judged likewise.
 - An order within one model (the class found best) is reproduced if it holds with every seed.
 """
 
@@ -114,6 +115,14 @@ def claimed_side(*intervals):
     if all(low > 0 for low, _ in intervals):
         return True
     return False if any(high < 0 for _, high in intervals) else "undecided: an interval holds 0"
+
+
+def compared(runs, better, worse, measure="accuracy"):
+    """(in words, interval, number of seeds) of a share's paired difference between two stages."""
+    paired = runs.differences(better, worse, measure)
+    low, high = difference_interval(paired)
+    words = f"{points(paired.mean())} ({points(low)} to {points(high)})"
+    return words, (low, high), len(paired)
 
 
 def of_test(stage):
@@ -217,13 +226,10 @@ def of_01(claim):
 def augmentation(runs):
     words, intervals = [], []
     for other in ("zoom", "contrast"):
-        paired = runs.differences(S02, f"{S02}-{other}", "accuracy")
-        low, high = difference_interval(paired)
-        intervals.append((low, high))
-        words.append(
-            f"flip against {other} {points(paired.mean())} ({points(low)} to {points(high)})"
-        )
-    return f"test accuracy: {'; '.join(words)}; {len(paired)} seeds", claimed_side(*intervals)
+        said, interval, seeds = compared(runs, S02, f"{S02}-{other}")
+        words.append(f"flip against {other} {said}")
+        intervals.append(interval)
+    return f"test accuracy: {'; '.join(words)}; {seeds} seeds", claimed_side(*intervals)
 
 
 def fluctuation(stage):
@@ -329,24 +335,20 @@ def over_fitting(runs):
 def classes_of_05(runs):
     words, intervals = [], {}
     for name in ("normal", "viral"):
-        paired = runs.differences(S05, S03, f"recall.{name}")
-        intervals[name] = difference_interval(paired)
-        low, high = intervals[name]
-        words.append(f"{name} {points(paired.mean())} ({points(low)} to {points(high)})")
+        said, intervals[name], seeds = compared(runs, S05, S03, f"recall.{name}")
+        words.append(f"{name} {said}")
     kept = intervals["normal"][1] > 0  # not worse
     verdict = claimed_side(intervals["viral"]) if kept else False
-    return f"recall, 05 against 03: {', '.join(words)}; {len(paired)} seeds", verdict
+    return f"recall, 05 against 03: {', '.join(words)}; {seeds} seeds", verdict
 
 
 def ranking(runs):
     words, intervals = [], []
     for better, worse in ((S05, S04), (S04, S03)):
-        paired = runs.differences(better, worse, "accuracy")
-        low, high = difference_interval(paired)
-        intervals.append((low, high))
-        words.append(f"{better[:2]} against {worse[:2]} {points(paired.mean())} "
-                     f"({points(low)} to {points(high)})")  # fmt: skip
-    words = f"test accuracy: {', '.join(words)}; {len(paired)} seeds"
+        said, interval, seeds = compared(runs, better, worse)
+        words.append(f"{better[:2]} against {worse[:2]} {said}")
+        intervals.append(interval)
+    words = f"test accuracy: {', '.join(words)}; {seeds} seeds"
     return words + weights(runs, S04), claimed_side(*intervals)
 
 
