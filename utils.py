@@ -728,7 +728,9 @@ def read_index(root):
     return pd.DataFrame(sorted(rows), columns=columns)
 
 
-def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0, stratify=True):
+def assign_parts(
+    index, seed, by="image", fraction=0.2, smoke=False, smoke_share=1.0, stratify=True
+):
     """Says for each image what it is used for (the report's Fig. 1).
 
     A fifth of Kaggle's train folder becomes the validation set, drawn with the same share of
@@ -742,7 +744,7 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0, 
         by: "image" as the report draws, or "patient": all images of a patient on one side.
         fraction: share of the images, or of the patients, in Kaggle's train folder.
         smoke: keep only SMOKE images of each part, the others become "unused".
-        share: of the images of the smoke profile, for stages that are slow per image.
+        smoke_share: of the smoke profile's images, for stages that are slow per image.
         stratify: False to draw images without a look at their class; the report does not say.
 
     Returns:
@@ -769,7 +771,7 @@ def assign_parts(index, seed, by="image", fraction=0.2, smoke=False, share=1.0, 
     else:
         raise CxrError(f"by is {by!r}: say image or patient.")
     for name, images in SMOKE.items() if smoke else ():
-        rows, most = index[part == name], round(images * share)
+        rows, most = index[part == name], round(images * smoke_share)
         if len(rows) > most:
             _, dropped = train_test_split(
                 rows.index, train_size=most, stratify=rows["class3"], random_state=seed
@@ -1805,7 +1807,7 @@ COMBINATION = ["data", "seed", "dropout", "stratified", "patience", "weights"]
 def open_choices(stage):
     """What a stage's published runs would have reached under other choices of what the report
     leaves open. A smaller patience stops earlier on the same path, so one run with a large
-    patience tells about all smaller ones.
+    patience tells about all smaller ones; one past its stop, about those it is long enough for.
 
     Returns:
         DataFrame with the columns data, seed, dropout, stratified, patience, weights (of the
@@ -1815,11 +1817,14 @@ def open_choices(stage):
     rows = []
     for found in _published(f"{stage}*"):
         choices = {**CHOICES, **found.facts.get("choices", {})}
-        if found.folder.name != stage_name(stage, **choices):
+        past = found.folder.name == f"{stage}-past"
+        if not past and found.folder.name != stage_name(stage, **choices):
             continue  # a trial
         history = found.history
         for patience in (p for p in (2, 3, 5, 10) if p <= choices["patience"]):
             last, best = stopping_epoch(history["val_loss"], patience)
+            if past and last - best < patience:
+                continue  # it would have gone on
             for weights, epoch in (("best", best), ("last", last)):
                 if "test_accuracy" in history:
                     accuracy = history["test_accuracy"][epoch - 1]

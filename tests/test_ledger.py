@@ -49,6 +49,14 @@ def publish(tmp_path, monkeypatch):
     return write
 
 
+def rewrite(folder, change, name="history.csv"):
+    """Changes a table of a published run, and its checksum with it."""
+    change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
+    facts = utils.read_json(folder / "run.json")
+    facts["files"][name] = utils._checksums(folder / name)[0]
+    utils.write_json(folder / "run.json", facts)
+
+
 def test_an_accuracy_gets_a_verdict_from_three_seeds_on(publish):
     for seed, accuracy in enumerate((0.80, 0.82, 0.84)):
         runs = ledger.Runs("copy")
@@ -115,6 +123,56 @@ def test_differences_whose_interval_holds_0_are_undecided(publish):
     words, verdict = ledger.ranking(ledger.Runs("copy"))
     assert verdict == "undecided: an interval holds 0"
     assert "04 against 03 +14.0 points" in words and "05 against 04 +0.0 points" in words
+
+
+def test_the_class_found_best_is_compared_with_the_next_best(publish):
+    runs = [(0.90, 0.95), (0.91, 0.96), (0.89, 0.94)]  # precision of bacterial, of normal
+    for seed, (bacterial, normal) in enumerate(runs):
+        recall = {"normal": 0.4 + 0.01 * seed, "bacterial": 0.9, "viral": 0.6}
+        precision = {"normal": normal, "bacterial": bacterial, "viral": 0.5}
+        metrics = {"accuracy": 0.7, "recall": recall, "precision": precision}
+        publish(ledger.S03, seed, 0.7, metrics=metrics)
+    words, verdict = ledger.best_class(ledger.Runs("copy"))
+    assert verdict == "by precision reproduced, by recall not reproduced"
+    assert words.startswith("recall: normal 41.0%, bacterial 90.0%")
+    precision = {"normal": 0.5, "bacterial": 0.9, "viral": 0.5}
+    metrics = {"accuracy": 0.7, "recall": recall, "precision": precision}
+    publish(ledger.S03, 3, 0.7, metrics=metrics)  # one seed the other way
+    verdict = ledger.best_class(ledger.Runs("copy"))[1]
+    assert verdict.startswith("by precision undecided")
+
+
+@pytest.mark.parametrize(
+    ("viral", "wanted"),
+    [((70, 80, 90), True), ((10, 0, 20), False), ((10, 90, 60), "undecided: an interval holds 0")],
+)
+def test_normals_are_confused_with_one_class_more_than_with_the_other(publish, viral, wanted):
+    for seed, count in enumerate(viral):
+        publish(ledger.S03, seed, 0.7)
+        said = ["viral"] * count + ["bacterial"] * 40 + ["normal"] * 70
+        table = pd.get_dummies(pd.Series(said)).reindex(columns=utils.CLASSES[3]).astype(float)
+        table = table.assign(file=range(len(said)), part="test", patient="p", true="normal")
+        folder = utils.RESULTS / "copy" / f"seed-{seed}" / ledger.S03
+        rewrite(folder, lambda _, table=table: table, "predictions.csv")
+    words, verdict = ledger.confused_with(ledger.Runs("copy"))
+    assert verdict == wanted and f"viral {list(viral)}, bacterial [40, 40, 40]" in words
+
+
+def test_the_share_of_pneumonia_and_the_frozen_part_are_judged_by_their_numbers(publish):
+    counts = {"train": {"normal": 37, "viral": 63}, "test": {"normal": 50, "viral": 50}}
+    publish("01_data", 0, 0.5, counts=counts)
+    words, verdict = ledger.prevalence(ledger.Runs("copy"))
+    assert verdict is False and words == "56.5% of all images, 50.0% of the test images"
+    counts["test"] = {"normal": 37, "viral": 63}
+    publish("01_data", 1, 0.5, label="other", counts=counts)
+    assert ledger.prevalence(ledger.Runs("other"))[1] is True
+    counts |= {"train": {"normal": 20, "viral": 80}, "test": {"normal": 234, "viral": 390}}
+    publish("01_data", 2, 0.5, label="third", counts=counts)
+    assert ledger.prevalence(ledger.Runs("third"))[1].endswith("true of the test images alone")
+    publish(ledger.S04, 0, 0.7, parameters=34943523, trainable=13140739)
+    assert ledger.architecture(ledger.Runs("copy"))[1] is True
+    publish(ledger.S04, 1, 0.7, parameters=34943524, trainable=13140739)
+    assert ledger.architecture(ledger.Runs("copy"))[1] is False
 
 
 def test_over_fitting_is_judged_after_the_stop(publish):
@@ -184,14 +242,19 @@ def test_the_same_path_counts_once(publish):
     assert len(after) == 6
 
 
+def test_a_run_past_its_stop_counts_for_the_patience_it_is_long_enough_for(publish):
+    chosen = {"dropout": 0.2, "patience": 25, "stratified": True}
+    publish(f"{ledger.S04}-past", 0, 0.8, epochs=12, choices=chosen)
+    path = utils.RESULTS / "copy" / "seed-0" / f"{ledger.S04}-past"
+    rewrite(path, lambda h: h.assign(val_loss=[9, 8, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7]))
+    table = utils.open_choices(ledger.S04).query("weights == 'last'")
+    assert dict(zip(table["patience"], table["epoch"], strict=True)) == {2: 6, 3: 7, 5: 9}
+
+
 def test_a_run_that_was_not_followed_tells_about_itself_alone(publish):
     publish(ledger.S02, 0, 0.8, epochs=9)
     path = utils.RESULTS / "copy" / "seed-0" / ledger.S02
-    history = utils.Stage(path).history.drop(columns="test_accuracy")
-    history.to_csv(path / "history.csv", index=False)
-    facts = utils.read_json(path / "run.json")
-    facts["files"]["history.csv"] = utils._checksums(path / "history.csv")[0]
-    utils.write_json(path / "run.json", facts)
+    rewrite(path, lambda history: history.drop(columns="test_accuracy"))
     [row] = utils.open_choices(ledger.S02).to_dict("records")
     assert (row["patience"], row["weights"], row["epoch"], row["accuracy"]) == (3, "best", 7, 0.8)
 
