@@ -1,8 +1,10 @@
 """The verdicts follow their rules, and the open choices are looked back at correctly."""
 
 import json
+import re
 
 import ledger
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -277,6 +279,17 @@ def test_stage_names_by_choice():
     assert name("05_cnn1_transfer", dropout=0.2, patience=3, stratified=True) == "05_cnn1_transfer"
     assert name("x", dropout=0.0, patience=10) == "x-dropout-0-patience-10"
     assert name("x", dropout=0.5, stratified=False) == "x-dropout-0.5-unstratified"
+
+
+def test_every_claim_names_a_section_of_its_notebook():
+    headings = {}
+    for path in (utils.PROJECT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        headings[path.stem[:2]] = re.findall(r"^#+ (.+)", text, re.M)
+    for _, _, places, _ in ledger.CLAIMS:
+        for place in places.split(", "):
+            assert any(heading.startswith(place[3:]) for heading in headings[place[:2]]), place
 
 
 def test_the_notebooks_table_takes_published_verdicts(publish, make_run, tiny_set, tmp_path):

@@ -380,38 +380,47 @@ def patience(runs):
     return words, claimed_side((low, high))
 
 
-CLAIMS = [  # id, what the report says, notebook and section, rule
-    ("C01", "5,856 JPEG images", "01", of_01("C01")),
-    ("C02", "average size 1500 x 1700 pixels", "01", of_01("C02")),
-    ("C03", "20% of the train data becomes the validation set", "01", of_01("C03")),
-    ("C04", "224 x 224, nearest neighbour, with load_img", "01", of_01("C04")),
-    ("C05", "three channels kept, scaled to [0, 1]", "01", of_01("C05")),
-    ("C06", "of zoom, contrast and flip, the flip alone works best", "02", augmentation),
-    ("C07", "CNN_1, 2 classes: 266,306 parameters", "02", lambda r: parameters(r, S02, 266306)),
-    ("C08", "Nadam's validation fluctuates, Adam with a small rate cures it", "02", nadam),
-    ("C09", "the files are ordered and must be shuffled", "01, 02", order),
-    ("C10", "CNN_1, 2 classes, stops after 8 epochs", "02", lambda r: epochs(r, S02, 8)),
-    ("C11", "CNN_1, 2 classes: about 82% accuracy", "02", lambda r: accuracy(r, S02)),
-    ("C12", "388 of 390 pneumonia found, 123 of 234 normals", "02", sensitivity),
-    ("C13", "pneumonia is 63% of the dataset", "02", prevalence),
-    ("C14", "CNN_1, 3 classes: 352,835 parameters", "03", lambda r: parameters(r, S03, 352835)),
-    ("C15", "CNN_1, 3 classes, stops after 8 epochs", "03", lambda r: epochs(r, S03, 8)),
-    ("C16", "CNN_1, 3 classes: 71% accuracy", "03", lambda r: accuracy(r, S03)),
-    ("C17", "with 3 classes, normal is predicted best", "03", best_class),
-    ("C18", "normals are confused with viral rather than bacterial", "03", confused_with),
-    ("C19", "InceptionV3 + head: 34,943,523 parameters, 13,140,739 trainable", "04",
+CLAIMS = [  # id, what the report says, notebook and the beginning of its section's heading, rule
+    ("C01", "5,856 JPEG images", "01 Data", of_01("C01")),
+    ("C02", "average size 1500 x 1700 pixels", "01 I- Loading and preprocessing data",
+     of_01("C02")),
+    ("C03", "20% of the train data becomes the validation set", "01 Figure 1", of_01("C03")),
+    ("C04", "224 x 224, nearest neighbour, with load_img", "01 Figure 2", of_01("C04")),
+    ("C05", "three channels kept, scaled to [0, 1]", "01 Figure 2", of_01("C05")),
+    ("C06", "of zoom, contrast and flip, the flip alone works best",
+     "02 The report's trials", augmentation),
+    ("C07", "CNN_1, 2 classes: 266,306 parameters", "02 Figure 3",
+     lambda r: parameters(r, S02, 266306)),
+    ("C08", "Nadam's validation fluctuates, Adam with a small rate cures it",
+     "02 The report's trials", nadam),
+    ("C09", "the files are ordered and must be shuffled",
+     "01 The order of the files, 02 The report's trials", order),
+    ("C10", "CNN_1, 2 classes, stops after 8 epochs", "02 Figure 4", lambda r: epochs(r, S02, 8)),
+    ("C11", "CNN_1, 2 classes: about 82% accuracy", "02 Figure 5", lambda r: accuracy(r, S02)),
+    ("C12", "388 of 390 pneumonia found, 123 of 234 normals", "02 What it gets wrong", sensitivity),
+    ("C13", "pneumonia is 63% of the dataset", "02 What it gets wrong", prevalence),
+    ("C14", "CNN_1, 3 classes: 352,835 parameters", "03 a) Transposition",
+     lambda r: parameters(r, S03, 352835)),
+    ("C15", "CNN_1, 3 classes, stops after 8 epochs", "03 Figure 6", lambda r: epochs(r, S03, 8)),
+    ("C16", "CNN_1, 3 classes: 71% accuracy", "03 Figure 7", lambda r: accuracy(r, S03)),
+    ("C17", "with 3 classes, normal is predicted best", "03 Figure 7", best_class),
+    ("C18", "normals are confused with viral rather than bacterial",
+     "03 With whom are normal chests confused?", confused_with),
+    ("C19", "InceptionV3 + head: 34,943,523 parameters, 13,140,739 trainable", "04 Figure 8",
      lambda r: parameters(r, S04, 34943523, 13140739)),
-    ("C20", "InceptionV3 stops after 10 epochs", "04", lambda r: epochs(r, S04, 10)),
-    ("C21", "InceptionV3: 75% accuracy", "04", lambda r: accuracy(r, S04)),
-    ("C22", "InceptionV3: more epochs would over-fit", "04", over_fitting),
-    ("C23", "Annex 1: the InceptionV3 architecture", "04", architecture),
-    ("C24", "CNN_1 + second CNN: 222,883 parameters, 129,635 trainable", "05",
+    ("C20", "InceptionV3 stops after 10 epochs", "04 Figure 9", lambda r: epochs(r, S04, 10)),
+    ("C21", "InceptionV3: 75% accuracy", "04 Figure 10", lambda r: accuracy(r, S04)),
+    ("C22", "InceptionV3: more epochs would over-fit", "04 Past the stop", over_fitting),
+    ("C23", "Annex 1: the InceptionV3 architecture", "04 Annex 1", architecture),
+    ("C24", "CNN_1 + second CNN: 222,883 parameters, 129,635 trainable", "05 Figure 11",
      lambda r: parameters(r, S05, 222883, 129635)),
-    ("C25", "CNN_1 transfer trains for 29 epochs", "05", lambda r: epochs(r, S05, 29)),
-    ("C26", "CNN_1 transfer: 84% accuracy", "05", lambda r: accuracy(r, S05)),
-    ("C27", "CNN_1 transfer keeps normals and finds viral much better", "05", classes_of_05),
-    ("C28", "CNN_1 transfer beats InceptionV3, which beats CNN_1", "05", ranking),
-    ("C29", "a larger patience would give slightly more", "05", patience),
+    ("C25", "CNN_1 transfer trains for 29 epochs", "05 Figure 12", lambda r: epochs(r, S05, 29)),
+    ("C26", "CNN_1 transfer: 84% accuracy", "05 Figure 13", lambda r: accuracy(r, S05)),
+    ("C27", "CNN_1 transfer keeps normals and finds viral much better",
+     "05 All models with three classes", classes_of_05),
+    ("C28", "CNN_1 transfer beats InceptionV3, which beats CNN_1",
+     "05 All models with three classes", ranking),
+    ("C29", "a larger patience would give slightly more", "05 What would it take?", patience),
 ]  # fmt: skip
 
 
@@ -471,7 +480,10 @@ def markdown(table):
     ]
     several = len(set(table["data"])) > 1
     for row in table.itertuples():
-        links = ", ".join(f"[{n}](notebooks/{notebooks[n]})" for n in row.notebook.split(", "))
+        links = ", ".join(
+            f"[{place[:2]}](notebooks/{notebooks[place[:2]]}) {place[3:]}"
+            for place in row.notebook.split(", ")
+        )
         ours = f"{row.data}: {row.ours}" if several else row.ours
         lines.append(f"| {row.claim} | {row.report} | {ours} | {row.verdict} | {links} |")
     return "\n".join(lines)
