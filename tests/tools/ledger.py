@@ -13,9 +13,10 @@ README.md and its figure. The rules, the same for all claims:
   so wide that a number inside it is only not contradicted; outside it is not reproduced.
 - A difference, between two trainings or between two classes of one, is reproduced if the 95%
   t-interval of the differences seed by seed lies wholly on the claimed side of 0, not reproduced if
-  wholly on the other side, and undecided if it holds 0. A claim of two differences needs both; the
-  class found best is compared with the next best; what is said to be kept must not lie wholly below
-  0. The slopes of the losses after a stop (over-fitting) are judged likewise.
+  wholly on the other side, and undecided if it holds 0. The class found best is compared with the
+  next best; what is said to be kept must not lie wholly below 0. The slopes of the losses after a
+  stop (over-fitting) are judged likewise.
+- A claim of two parts gets a verdict for each where they differ.
 """
 
 import re
@@ -111,19 +112,26 @@ def difference_interval(paired):
     return paired.mean() - half, paired.mean() + half
 
 
-def claimed_side(*intervals):
-    """The verdict on differences that are claimed to be positive, all of them."""
-    if all(low > 0 for low, _ in intervals):
+def claimed_side(paired):
+    """The verdict on differences that are claimed to be positive."""
+    low, high = difference_interval(paired)
+    if low > 0:
         return True
-    return False if any(high < 0 for _, high in intervals) else "undecided: an interval holds 0"
+    return False if high < 0 else "undecided"
+
+
+def together(verdicts):
+    """One verdict from those on the parts of a claim: dict from the part in words."""
+    if len(set(verdicts.values())) == 1:
+        return next(iter(verdicts.values()))
+    return ", ".join(f"{part} {SAID.get(verdict, verdict)}" for part, verdict in verdicts.items())
 
 
 def compared(runs, better, worse, measure="accuracy"):
-    """(in words, interval, number of seeds) of a share's paired difference between two stages."""
+    """(in words, paired differences) of a share between two stages."""
     paired = runs.differences(better, worse, measure)
     low, high = difference_interval(paired)
-    words = f"{points(paired.mean())} ({points(low)} to {points(high)})"
-    return words, (low, high), len(paired)
+    return f"{points(paired.mean())} ({points(low)} to {points(high)})", paired
 
 
 def of_test(stage):
@@ -225,12 +233,12 @@ def of_01(claim):
 
 
 def augmentation(runs):
-    words, intervals = [], []
+    words, verdicts = [], {}
     for other in ("zoom", "contrast"):
-        said, interval, seeds = compared(runs, S02, f"{S02}-{other}")
+        said, paired = compared(runs, S02, f"{S02}-{other}")
         words.append(f"flip against {other} {said}")
-        intervals.append(interval)
-    return f"test accuracy: {'; '.join(words)}; {seeds} seeds", claimed_side(*intervals)
+        verdicts[f"flip beats {other}"] = claimed_side(paired)
+    return f"test accuracy: {'; '.join(words)}; {len(paired)} seeds", together(verdicts)
 
 
 def fluctuation(stage):
@@ -246,38 +254,27 @@ def nadam(runs):
         f"mean step of the validation loss between epochs: Nadam {steps[0]:.3f}, "
         f"Adam {steps[1]:.3f} (difference {low:+.3f} to {high:+.3f}, {len(paired)} seeds)"
     )
-    return words, claimed_side((low, high))
+    return words, claimed_side(paired)
 
 
 def order(runs):
     said, verdict = of_01("C09")(runs)
-    paired = runs.differences(S02, f"{S02}-unshuffled", "accuracy")
-    low, high = difference_interval(paired)
-    words = (
-        f"{said}; test accuracy shuffled against not {points(paired.mean())} "
-        f"({points(low)} to {points(high)}, {len(paired)} seeds)"
-    )
-    if verdict != "reproduced":
-        return words, verdict
-    verdict = claimed_side((low, high))
-    if verdict is True:
-        return words, verdict
-    return words, f"the order reproduced, that it harms this training {SAID.get(verdict, verdict)}"
+    difference, paired = compared(runs, S02, f"{S02}-unshuffled")
+    words = f"{said}; test accuracy shuffled against not {difference}, {len(paired)} seeds"
+    ordered = verdict == SAID[True]
+    return words, together({"ordered": ordered, "order harms": claimed_side(paired)})
 
 
 def sensitivity(runs):
     names = {"pneumonia": ("sensitivity", 388 / 390), "normal": ("specificity", 123 / 234)}
-    words, verdicts = [], []
+    words, verdicts = [], {}
     for true, (measure, reported) in names.items():
         said, verdict = number(
             runs, S02, measure, reported, hit=right, among=lambda t, c=true: t["true"] == c
         )
         words.append(f"{measure} {said}")
-        verdicts.append(verdict)
-    of_sensitivity, of_specificity = (SAID.get(verdict, verdict) for verdict in verdicts)
-    if of_sensitivity == of_specificity:
-        return ". ".join(words), of_sensitivity
-    return ". ".join(words), f"sensitivity {of_sensitivity}, specificity {of_specificity}"
+        verdicts[measure] = verdict
+    return ". ".join(words), together(verdicts)
 
 
 def prevalence(runs):
@@ -300,14 +297,11 @@ def best_class(runs):
         f"{name}: " + ", ".join(f"{c} {percent(v)}" for c, v in table.mean(axis=1).items())
         for name, table in (("recall", recall), ("precision", precision))
     )
-    first = [
-        claimed_side(difference_interval(table.loc["normal"] - table.drop(index="normal").max()))
-        for table in (recall, precision)
-    ]
-    if first[0] == first[1]:
-        return words, first[0]
-    by_recall, by_precision = (SAID.get(verdict, verdict) for verdict in first)
-    return words, f"by precision {by_precision}, by recall {by_recall}"
+    first = {
+        f"by {name}": claimed_side(table.loc["normal"] - table.drop(index="normal").max())
+        for name, table in (("recall", recall), ("precision", precision))
+    }
+    return words, together(first)
 
 
 def confused_with(runs):
@@ -322,7 +316,7 @@ def confused_with(runs):
         f"normals called viral {viral}, bacterial {bacterial}, seed by seed: {more.mean():+.0f} "
         f"images ({low:+.0f} to {high:+.0f})"
     )
-    return words, claimed_side((low, high))
+    return words, claimed_side(more)
 
 
 def architecture(runs):
@@ -339,45 +333,51 @@ def over_fitting(runs):
     for seed, stage in past.items():
         after = stage.history[stage.history["epoch"] >= stops[seed]]
         slopes.loc[seed] = [stats.linregress(after["epoch"], after[c]).slope for c in slopes]
-    (train_low, train_high), (low, high) = (difference_interval(slopes[c]) for c in slopes)
+    slopes *= 10
+    low, high = difference_interval(slopes["val_loss"])
     words = (
         f"per 10 epochs from the stop to epoch {len(stage.history)} (least squares): validation "
-        f"loss {10 * slopes['val_loss'].mean():+.3f} ({10 * low:+.3f} to {10 * high:+.3f}), "
-        f"training loss {10 * slopes['loss'].mean():+.3f}, {len(past)} seeds"
+        f"loss {slopes['val_loss'].mean():+.3f} ({low:+.3f} to {high:+.3f}), "
+        f"training loss {slopes['loss'].mean():+.3f}, {len(past)} seeds"
     )
-    return words + weights(runs, S04), claimed_side((low, high), (-train_high, -train_low))
+    verdicts = {
+        "training loss falls": claimed_side(-slopes["loss"]),
+        "validation loss rises": claimed_side(slopes["val_loss"]),
+    }
+    return words + weights(runs, S04), together(verdicts)
 
 
 def classes_of_05(runs):
-    words, intervals = [], {}
-    for name in ("normal", "viral"):
-        said, intervals[name], seeds = compared(runs, S05, S03, f"recall.{name}")
-        words.append(f"{name} {said}")
-    kept = intervals["normal"][1] > 0  # not worse
-    verdict = claimed_side(intervals["viral"]) if kept else False
-    return f"recall, 05 against 03: {', '.join(words)}; {seeds} seeds", verdict
+    said = {name: compared(runs, S05, S03, f"recall.{name}") for name in ("normal", "viral")}
+    words = ", ".join(f"{name} {difference}" for name, (difference, _) in said.items())
+    normal, viral = (paired for _, paired in said.values())
+    verdicts = {
+        "normal kept": difference_interval(normal)[1] > 0,
+        "viral found better": claimed_side(viral),
+    }
+    return f"recall, 05 against 03: {words}; {len(viral)} seeds", together(verdicts)
 
 
 def ranking(runs):
-    words, intervals = [], []
-    for better, worse in ((S05, S04), (S04, S03)):
-        said, interval, seeds = compared(runs, better, worse)
+    words, verdicts = [], {}
+    pairs = {"transfer beats InceptionV3": (S05, S04), "InceptionV3 beats CNN_1": (S04, S03)}
+    for name, (better, worse) in pairs.items():
+        said, paired = compared(runs, better, worse)
         words.append(f"{better[:2]} against {worse[:2]} {said}")
-        intervals.append(interval)
-    words = f"test accuracy: {', '.join(words)}; {seeds} seeds"
-    return words + weights(runs, S04), claimed_side(*intervals)
+        verdicts[name] = claimed_side(paired)
+    words = f"test accuracy: {', '.join(words)}; {len(paired)} seeds"
+    return words + weights(runs, S04), together(verdicts)
 
 
 def patience(runs):
     longer = utils.stage_name(S05, patience=10)
-    paired = runs.differences(longer, S05, "accuracy")
-    low, high = difference_interval(paired)
+    said, paired = compared(runs, longer, S05)
     words = (
-        f"patience 10 against 3: {points(paired.mean())} ({points(low)} to {points(high)}), "
+        f"patience 10 against 3: {said}, "
         f"{runs.values(longer, 'epochs')[paired.index].mean():.0f} epochs against "
         f"{runs.values(S05, 'epochs')[paired.index].mean():.0f}, {len(paired)} seeds"
     )
-    return words, claimed_side((low, high))
+    return words, claimed_side(paired)
 
 
 CLAIMS = [  # id, what the report says, notebook and the beginning of its section's heading, rule
