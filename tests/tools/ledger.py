@@ -438,6 +438,13 @@ def claims():
     return pd.DataFrame(rows, columns=["claim", "report", "data", "ours", "verdict", "notebook"])
 
 
+def yardsticks(runs, stage):
+    """dict from each classifier without training to its accuracy, mean over the seeds' splits."""
+    classes = "2 classes" if stage == S02 else "3 classes"
+    found = [one.facts["yardsticks"][classes] for one in runs.of("01_data").values()]
+    return pd.DataFrame(found).mean().to_dict()
+
+
 def models():
     """The README's table: the report's accuracies, ours over seeds, and the yardsticks."""
     lines = [
@@ -451,7 +458,7 @@ def models():
             try:
                 values = runs.values(stage, "accuracy")
                 low, high, _ = shares_by_patient(runs.of(stage).values(), right, every)
-                yardsticks = [s.facts.get("yardsticks") for s in runs.of("01_data").values()]
+                known = yardsticks(runs, stage)
             except Open:
                 continue
             n = len(values)
@@ -463,10 +470,8 @@ def models():
                 model + weights(runs, stage), label, f"{reported:.0%}",
                 ours,
                 f"{percent(low)} to {percent(high)}",
+                *(percent(known[name]) for name in ("majority class", "11 nearest neighbours")),
             ]  # fmt: skip
-            of_stage = [y["2 classes" if stage == S02 else "3 classes"] for y in yardsticks if y]
-            for name in ("majority class", "11 nearest neighbours"):
-                line.append(percent(np.mean([y[name] for y in of_stage])) if of_stage else "")
             lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)
 
@@ -521,8 +526,12 @@ def figure():
             values = runs.values(stage, "accuracy")
             axis.plot(values, [row] * len(values), "o", alpha=0.7, color=utils.COLOURS["train"],
                       label="one run each")  # fmt: skip
-            yardsticks = next(iter(runs.of("01_data").values())).facts["yardsticks"]
-            known = yardsticks["2 classes" if stage == S02 else "3 classes"]
+            if len(values) >= LEAST_SEEDS:
+                error = shares_by_patient(runs.of(stage).values(), right, every)[2]
+                low, high = np.clip(expected_range(values, error), 0, 1)
+                axis.barh(row, high - low, 0.5, low, color=utils.COLOURS["train"], alpha=0.15,
+                          label="one more run is expected here")  # fmt: skip
+            known = yardsticks(runs, stage)
             axis.plot(known["11 nearest neighbours"], row, "x", color=utils.COLOURS["validation"],
                       label="11 nearest neighbours")  # fmt: skip
             axis.plot(known["majority class"], row, "+", color="grey", markersize=9,
