@@ -2376,26 +2376,34 @@ def plot_open_choices(choices, reported, title):
     figure, axes = plt.subplots(
         1, 2, figsize=(10, 3.4), layout="constrained", sharey=True, width_ratios=(3, 1)
     )
-    groups = choices.groupby(["dropout", "stratified"])
     colours = {"best": COLOURS["train"], "last": COLOURS["validation"]}
     jitter = np.random.default_rng(0)
-    ticks = []
-    for (dropout, stratified), group in groups:
+    ordered = choices.sort_values(["dropout", "stratified", "patience"], ascending=[1, 0, 1])
+    ticks, middles = [], {}
+    for (dropout, stratified), group in ordered.groupby(["dropout", "stratified"], sort=False):
+        first = len(ticks)
         for patience, of_patience in group.groupby("patience"):
             for weights, points in of_patience.groupby("weights"):
                 shift = -0.15 if weights == "best" else 0.15
                 x = len(ticks) + shift + jitter.uniform(-0.06, 0.06, len(points))
                 axes[0].plot(x, points["accuracy"], "o" if weights == "best" else "s",
                              color=colours[weights], markersize=4, alpha=0.8)  # fmt: skip
-            ticks.append(f"{patience}\n{dropout:g}{'' if stratified else ' *'}")
-    axes[0].set(xticks=range(len(ticks)), ylabel="test accuracy",
-                xlabel="patience over dropout" + ("" if choices["stratified"].all()
-                                                  else " (* not stratified)"))  # fmt: skip
+            ticks.append(patience)
+        name = f"dropout {dropout:g}" + ("" if stratified else "\nnot stratified")
+        middles[f"\n{name}"] = (first + len(ticks) - 1) / 2
+        if first:
+            axes[0].axvline(first - 0.5, color="#BBBBBB", linewidth=0.8)
+    axes[0].set(xticks=range(len(ticks)), ylabel="test accuracy")
     axes[0].set_xticklabels(ticks, fontsize=8)
+    below = axes[0].secondary_xaxis(0)  # the groups, under the patience of each tick
+    below.set_xticks(list(middles.values()), labels=list(middles), fontsize=8)
+    below.tick_params(length=0, pad=5)
+    below.set_xlabel("patience, for each dropout rate and split")
     axes[1].hist([choices.loc[choices["weights"] == w, "accuracy"] for w in colours], bins=12,
                  color=list(colours.values()), stacked=True, orientation="horizontal",
                  label=[f"weights of the {w} epoch" for w in colours])  # fmt: skip
     axes[1].set(xlabel="combinations")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     for axis in axes:
         axis.axhline(reported, color="black", linestyle=":", label=f"report: {reported:.0%}")
     axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -215,8 +215,14 @@ def test_the_open_choices_of_one_long_run(publish):
     assert by.loc[(2, "best"), "accuracy"] == pytest.approx(history[27])
     said = utils.open_choices_said(table, 0.79)
     assert "8 combinations of choice and seed (1 seeds)" in said and "of them reach" in said
-    figure = utils.plot_open_choices(table, 0.84, "title")
+    both = pd.concat([table, table.assign(stratified=False)])
+    figure = utils.plot_open_choices(both, 0.84, "title")
     assert figure.get_suptitle() == "title"
+    [below] = figure.axes[0].child_axes
+    groups = [label.get_text().strip() for label in below.get_xticklabels()]
+    assert groups == ["dropout 0.2", "dropout 0.2\nnot stratified"]
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["2", "3", "5", "10"] * 2
 
 
 def test_the_epochs_of_all_seeds_are_drawn_side_by_side(publish):
