@@ -1,0 +1,36 @@
+"""The plumbing behind the notebooks: what keeps a lost session from hurting.
+
+Nobody has to open this package to follow the notebooks. Each module stands on those below it:
+
+    config                  settings and set-up: the door, which knows paths, Drive and TensorFlow
+    training, reference     the checkpoint callback; the published runs
+    explain, figures        one image and its explanation; every figure the notebooks share
+    runs, features          a finished run on disk; what a frozen network computes, once
+    pipeline, cache         batches for `model.fit`; all images decoded once
+    source, index           finding the images; what their names say
+    drive, files            copies on Google Drive; whole files or none
+"""
+
+import contextlib
+import os
+
+VERSION = "2"  # of what notebooks and project expect of each other; the set-up cells compare it
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """TensorFlow's start-up lines go to file descriptor 2, past every Python setting."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with quiet_stderr():
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401

@@ -1,0 +1,236 @@
+"""All images decoded and resized once, in one array that is mapped instead of read."""
+
+import dataclasses
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cxr.files import (
+    UserError, atomic_write, check_space, checksum, display_path, progress, read_json, write_json,
+)  # fmt: skip
+from cxr.index import read_metadata
+from cxr.source import KAGGLE_HANDLE, find_images
+
+IMAGE_SIZE = 224  # pixels, the report's choice (section I)
+MAX_PIXELS, MIN_SIDE = 60_000_000, 32  # the largest original has 5 million
+KNOWN_TEST_IMAGES = {  # first 12 digits of a test set's fingerprint: how it was resized
+    "f077acf65801": "nearest neighbours",
+    "84de10644698": "a smoothed copy",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCache:
+    """The whole data set, decoded and resized once.
+
+    Attributes:
+        metadata: DataFrame of `read_metadata`, and of each original: width, height, mode.
+        pixels: memory-mapped uint8, (images, 224, 224) if the three channels are equal
+            everywhere, else (images, 224, 224, 3); row i belongs to row i of `metadata`.
+        source: "kaggle", "folder" or "sample".
+        label: names the set in results: "kaggle", "sample" or the folder's own name.
+        fingerprint, test_fingerprint: SHA-256 of names and pixels, of all and of test images.
+        root: folder of the files, or None in a Colab session that found the array on Drive.
+        folder: of the cached array.
+    """
+
+    metadata: pd.DataFrame
+    pixels: np.memmap
+    source: str
+    label: str
+    fingerprint: str
+    test_fingerprint: str
+    root: Path | None
+    folder: Path
+
+    @property
+    def name(self):
+        """The source in words, with no path of this machine."""
+        names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
+        return names.get(self.source, f"the folder {self.label}")
+
+    @property
+    def is_resized(self):
+        """Whether the set is a copy that somebody already brought to 224 x 224."""
+        return bool((self.metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
+
+    @property
+    def preparation(self):
+        """How the images became 224 x 224, in words: networks notice the difference."""
+        if not self.is_resized:
+            return "nearest neighbours"
+        return KNOWN_TEST_IMAGES.get(self.test_fingerprint[:12], "an unknown copy")
+
+    def read(self, rows, flipped=None):
+        """uint8 pixels of some rows (numbers), in memory; `flipped` (bool per row) mirrors them.
+
+        Mapped anew each time: what a map has touched counts as memory as long as it is open.
+        """
+        pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")[rows]
+        if flipped is not None:
+            pixels[flipped] = pixels[flipped][:, :, ::-1]
+        return pixels
+
+
+def to_rgb(pixels):
+    """One or more cached images, uint8 (..., 224, 224), as (..., 224, 224, 3)."""
+    return pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def read_image(path):
+    """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
+    interpolation="nearest")` does (report, section I).
+
+    Returns:
+        (pixels, size, mode): uint8 (224, 224) where the three channels are equal, else
+        (224, 224, 3); (width, height) and Pillow's mode of the original.
+
+    Raises:
+        UserError, OSError and others: the file cannot be used; the message says why.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{width} x {height} pixels: too large for an X-ray, not decoded")
+        if min(width, height) < MIN_SIDE:
+            raise UserError(f"{width} x {height} pixels: too small for an X-ray")
+        if image.mode.startswith(("I", "F")):
+            raise UserError("more than 8 bits per channel, which load_img would cut off at 255")
+        # Nearest neighbours first, then colours: the same pixels, for a tenth of the work.
+        small = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST)
+        pixels = np.asarray(small if small.mode == "L" else small.convert("RGB"))
+        if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+            pixels = np.ascontiguousarray(pixels[..., 0])
+        return pixels, (width, height), image.mode
+
+
+def load_images(config, need_files=False):
+    """Finds, checks and caches the images, or maps the array an earlier run cached.
+
+    The array is found again by the names, sizes and times of the files it was made from; a
+    downloaded set by its version alone, so that a new Colab session needs no download.
+
+    Args:
+        config: `Config`.
+        need_files: whether the files themselves are needed, not only the cached array.
+
+    Returns:
+        `ImageCache`.
+
+    Raises:
+        UserError: nothing found, or files that cannot be used (all of them, by name).
+    """
+    started = time.perf_counter()
+    root, source = find_images(config.data, download=need_files)
+    images = None if root else _open_cache(config, config.cache_dir / "images-kaggle-2")
+    if images is None:
+        if root is None:
+            root, source = find_images(config.data)
+        metadata = read_metadata(root)
+        key = "kaggle-2" if source == "kaggle" else _key(root, metadata)
+        folder = config.cache_dir / f"images-{key}"
+        images = _open_cache(config, folder, root)
+        if images is None:
+            _build_cache(folder, root, source, metadata)
+            images = _open_cache(config, folder, root)
+            if config.drive:
+                config.drive.upload(folder, "info.json")
+    print(
+        f"images   {len(images.metadata):,} from {images.name} (resized by {images.preparation}), "
+        f"fingerprint {images.fingerprint[:12]}, ready in {time.perf_counter() - started:.1f} s"
+    )
+    return images
+
+
+def _key(root, metadata):
+    digest = hashlib.sha256()
+    for file in metadata["file"]:
+        try:
+            status = os.stat(root / file)
+            digest.update(f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+        except OSError as error:  # a broken link: reported by name when it is read
+            digest.update(f"{file}\t{error.strerror}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _open_cache(config, folder, root=None):
+    """The cached array of this folder, checked; None where there is none or it is damaged."""
+    if config.drive:
+        config.drive.download(folder, "info.json")
+    try:
+        info = read_json(folder / "info.json")
+        for name, expected in info["files"].items():
+            if checksum(folder / name) != expected:
+                raise UserError(f"{name} is not what was written")
+        return ImageCache(
+            pd.read_csv(folder / "metadata.csv"), np.load(folder / "pixels.npy", mmap_mode="r"),
+            info["source"], info["label"], info["fingerprint"], info["test_fingerprint"],
+            root, folder,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, UserError) as error:
+        print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
+        (folder / "info.json").unlink(missing_ok=True)
+        return None
+
+
+def _build_cache(folder, root, source, metadata):
+    """Reads every file of `metadata` and writes array, metadata, examples, info.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, len(metadata) * IMAGE_SIZE**2, "The cached array of images")
+
+    def read(file):
+        try:
+            return read_image(root / file)
+        except Exception as error:  # Pillow raises many kinds; each file's is reported
+            reason = str(error).replace(str(root / file), "the file").replace("\n", " ")
+            return f"{file}: {reason or type(error).__name__}"
+
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
+        found = pool.map(read, metadata["file"])
+        results = list(progress(found, "reading images", total=len(metadata)))
+    if unusable := [result for result in results if isinstance(result, str)]:
+        raise UserError(
+            f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:\n"
+            + "\n".join(f"  {line}" for line in unusable)
+            + "\nFetch them again (data/README.md), or move them out of the folder."
+        )
+    colour = any(pixels.ndim == 3 for pixels, _, _ in results)
+    pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels, _, _ in results])
+    originals = pd.DataFrame(
+        [(*size, mode) for _, size, mode in results], columns=["width", "height", "mode"]
+    )
+    metadata = metadata.join(originals)
+    with atomic_write(folder / "pixels.npy") as part, open(part, "wb") as file:
+        np.save(file, pixels)
+    with atomic_write(folder / "metadata.csv") as part:
+        metadata.to_csv(part, index=False)
+    test = (metadata["source_split"] == "test").to_numpy()
+    write_json(folder / "info.json", {
+        "source": source,
+        "label": root.name if source == "folder" else source,
+        "fingerprint": _fingerprint(metadata["file"], pixels),
+        "test_fingerprint": _fingerprint(metadata["file"][test], pixels[test]),
+        "files": {name: checksum(folder / name) for name in ("pixels.npy", "metadata.csv")},
+    })  # fmt: skip
+
+
+def _fingerprint(names, pixels):
+    digest = hashlib.sha256("\n".join(names).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def downsample(pixels):
+    """Means of 7 x 7 pixels, float32 (images, 1024), of cached images (images, 224, 224)."""
+    grey = to_rgb(pixels).mean(-1)
+    return grey.reshape(len(grey), 32, 7, 32, 7).mean((2, 4)).reshape(len(grey), -1).astype("f4")
+
+

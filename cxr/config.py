@@ -1,0 +1,170 @@
+"""Settings and set-up. The door of the package: it alone knows paths, Drive and TensorFlow."""
+
+import dataclasses
+import os
+import platform
+import re
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr import quiet_stderr
+from cxr.drive import DRIVE, DriveSync, in_colab, mount
+from cxr.files import PROJECT, UserError, display_path
+
+COLAB_OUTPUT = Path("/content/cxr_output")  # Colab's own disk: fast, and lost with the session
+DRIVE_OUTPUT = DRIVE / "MyDrive" / "chest_xray_pneumonia"
+KAGGLE_WORKING = Path("/kaggle/working")
+MODES = ("full", "quick")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of one notebook run, resolved.
+
+    Attributes:
+        data: a folder, "kaggle", "sample", or "" (look for a folder, else Kaggle).
+        mode: "full" as the report trains, or "quick": the sample, a few epochs, same layers.
+        seed: drives the split, the initial weights, the shuffling and the flips.
+        output_dir: folder of runs; full and quick runs and other seeds never share one.
+        cache_dir: folder of cached images and frozen features.
+        drive: `DriveSync` that copies to Drive what is worth keeping (Colab), or None.
+        inception: "imagenet", a weights file for InceptionV3, or "random" (for tests).
+        device: what trains here, in words.
+        started: monotonic clock at the set-up, in seconds.
+    """
+
+    data: str
+    mode: str
+    seed: int
+    output_dir: Path
+    cache_dir: Path
+    drive: DriveSync | None
+    inception: str
+    device: str
+    started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def quick(self):
+        return self.mode == "quick"
+
+
+def setup(data="", mode="", seed="", out=""):
+    """Resolves the settings, seeds everything, and prints what this run stands on.
+
+    Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
+    means the environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the
+    default. CXR_INCEPTION_WEIGHTS is read from the environment alone.
+
+    Returns:
+        `Config`.
+
+    Raises:
+        UserError: a setting that cannot be, or an output folder that cannot be written.
+    """
+
+    def setting(value, name, default):
+        return str(value).strip() or os.environ.get(f"CXR_{name}", "").strip() or default
+
+    mode, seed = setting(mode, "MODE", "full"), setting(seed, "SEED", "0")
+    if mode not in MODES:
+        raise UserError(f"MODE (CXR_MODE) is {mode!r}: say full or quick.")
+    if not re.fullmatch(r"\d{1,9}", seed):
+        raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
+    out, drive = _output_folder(setting(out, "OUT", ""))
+    config = Config(
+        data=setting(data, "DATA", "sample" if mode == "quick" else ""),
+        mode=mode,
+        seed=int(seed),
+        output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{seed}",
+        cache_dir=out / "cache",
+        drive=DriveSync(out, drive) if drive else None,
+        inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
+        device=device_name(),
+    )
+    for folder in (config.output_dir, config.cache_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write in {folder} ({error.strerror}). Set OUT (CXR_OUT) to a folder that "
+                "can be written."
+            ) from error
+    if config.drive:  # what was made while Drive could not be reached
+        for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
+            config.drive.upload(marker.parent, marker.name)
+    keras.utils.set_random_seed(config.seed)
+    if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
+        tf.config.experimental.enable_op_determinism()
+    where = config.drive.describe(config.output_dir) if drive else display_path(config.output_dir)
+    print(
+        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, NumPy {np.__version__}\n"
+        f"device   {config.device}\nrun      {config.mode} mode, seed {config.seed}\n"
+        f"results  {where}"
+    )
+    if not config.quick and not accelerators():
+        print(f"no GPU   {_hint_without_gpu()}")
+    return config
+
+
+def accelerators():
+    """The GPUs or TPU cores TensorFlow sees."""
+    with quiet_stderr():
+        return [d for d in tf.config.list_physical_devices() if d.device_type in ("GPU", "TPU")]
+
+
+def device_name():
+    """What trains here, in words: "2 x Tesla T4", or "CPU, 2 cores"."""
+    details = tf.config.experimental.get_device_details
+    names = [details(device).get("device_name", device.device_type) for device in accelerators()]
+    if not names:
+        return f"CPU, {os.cpu_count()} cores"
+    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+
+
+def strategy(devices=None):
+    """How training is spread: over all GPUs where there are two or more, over a TPU's cores,
+    else not at all. Build and compile a model inside `with utils.strategy().scope():`.
+
+    Args:
+        devices: names of devices to use instead, for instance ["CPU:0", "CPU:1"].
+
+    Returns:
+        A tf.distribute.Strategy.
+    """
+    kinds = [device.device_type for device in accelerators()]
+    if devices or kinds.count("GPU") > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    if "TPU" in kinds or "TPU_WORKER_HOSTNAMES" in os.environ:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    return tf.distribute.get_strategy()
+
+
+def _hint_without_gpu():
+    """What it means that there is no GPU, and where this kind of notebook has its switch."""
+    hint = "training takes minutes to half an hour a notebook on 2 CPU cores"
+    if in_colab():
+        return f"{hint}. Faster: Runtime > Change runtime type > T4 GPU, then run all again"
+    if KAGGLE_WORKING.is_dir():
+        return f"{hint}. Faster: Settings > Accelerator, then run all again"
+    return f"{hint}; MODE = quick takes a minute"
+
+
+def _output_folder(setting):
+    """(folder that is worked in, folder on Drive that gets a copy or None)."""
+    folder = Path(setting).expanduser().absolute() if setting else None
+    if in_colab() and (folder is None or DRIVE in folder.parents):
+        folder = folder or DRIVE_OUTPUT
+        return COLAB_OUTPUT / folder.relative_to(DRIVE), folder if mount() else None
+    if folder:
+        return folder, None
+    return (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None

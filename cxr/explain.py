@@ -1,0 +1,85 @@
+"""One image: is it like the training images, what does the model say of it, and where."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.neighbors import NearestNeighbors
+
+from cxr.cache import IMAGE_SIZE, downsample, read_image
+from cxr.files import UserError
+
+
+def load_user_image(path):
+    """An image of one's own, resized as the data set was: uint8 (224, 224) or (224, 224, 3).
+
+    Raises:
+        UserError: the file is not there or is no picture that can be used.
+    """
+    try:
+        return read_image(Path(path).expanduser())[0]
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be used ({error}). Give the path of a JPEG or PNG of a chest X-ray; in "
+            "Colab, drag the file into the Files pane at the left and copy its path from there."
+        ) from error
+
+
+def out_of_distribution_warnings(pixels, images, train):
+    """What sets a picture apart from the training images, in words; an empty list for nothing.
+
+    A network answers whatever it is shown, a flower too. So: colour, hardly any contrast, and a
+    picture that none of 500 training images resembles as closely (correlation of 32 x 32 means)
+    as 99 of 100 of them resemble another.
+
+    Args:
+        pixels: uint8 (224, 224) or (224, 224, 3).
+        images: `ImageCache`.
+        train: rows of the training images.
+    """
+    rows = train.sample(min(500, len(train)), random_state=0).index.to_numpy()
+    nearest = NearestNeighbors(n_neighbors=1, metric="correlation")
+    nearest.fit(downsample(images.read(rows)))
+    usual = np.quantile(nearest.kneighbors()[0], 0.99)
+    warnings = []
+    if pixels.ndim == 3:
+        warnings.append("it has colours, which X-rays have not")
+    if pixels.std() < 10:
+        warnings.append("it is nearly blank")
+    elif nearest.kneighbors(downsample(pixels[None]))[0].item() > usual:
+        warnings.append("no training image looks like it")
+    return warnings
+
+
+def hires_cam(model, pixels, class_number):
+    """Where a picture speaks for a class: HiResCAM (Draelos and Carin, 2020) at the feature maps
+    of the frozen network inside `model` (26 x 26 places in notebook 05).
+
+    The maps are weighted by the gradient of the class's logit against the other classes'
+    (log-sum-exp); what speaks against the class is cut off. Grad-CAM averages that gradient over
+    each map first, which suits networks that end in global average pooling. These end in layers
+    that know places, so each place keeps its own gradient.
+
+    Args:
+        model: an assembled model of notebook 04 or 05, its last layer a softmax.
+        pixels: float32 (224, 224, 3) in [0, 1].
+        class_number: position of the class in CLASS_NAMES.
+
+    Returns:
+        float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
+    """
+    frozen = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    *head, softmax = model.layers[model.layers.index(frozen) + 1 :]
+    maps = frozen(pixels[None], training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        values = maps
+        for layer in head:
+            values = layer(values, training=False)
+        logits = (values @ softmax.kernel + softmax.bias)[0]
+        others = tf.boolean_mask(logits, np.arange(len(logits)) != class_number)
+        score = logits[class_number] - tf.reduce_logsumexp(others)
+    heat = tf.nn.relu(tf.reduce_sum(maps * tape.gradient(score, maps), axis=-1, keepdims=True))
+    heat = tf.image.resize(heat, (IMAGE_SIZE, IMAGE_SIZE))[0, ..., 0].numpy()
+    return heat / max(heat.max(), np.finfo("float32").tiny)

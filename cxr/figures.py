@@ -1,0 +1,136 @@
+"""The figures that several notebooks share. Colours of classes are kept for classes."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn import metrics
+
+from cxr.cache import to_rgb
+from cxr.explain import hires_cam
+from cxr.index import CLASS_NAMES
+
+CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
+    "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
+}  # fmt: skip
+TRAINING, VALIDATION = "#777777", "#009E73"
+pd.set_option("display.max_colwidth", None)  # the claims are sentences
+plt.rcParams.update({
+    "figure.dpi": 120, "savefig.bbox": "tight", "axes.spines.top": False,
+    "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "legend.frameon": False,
+})  # fmt: skip
+
+
+def show_images(images, rows, titles, columns=6):
+    """A grid of cached images.
+
+    Args:
+        images: `ImageCache`.
+        rows: rows of `images.metadata`.
+        titles: one string per row.
+        columns: images per line.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    lines = -(-len(rows) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(1.35 * columns, 1.6 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, number, title in zip(axes.flat, rows.index, titles, strict=False):
+        axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title, fontsize=7)
+    return figure
+
+
+def plot_history(history, reported_epochs, title):
+    """Loss and accuracy of training and validation over the epochs (report, Figs. 4, 6, 9, 12).
+
+    Args:
+        history: DataFrame of `TrainingCheckpoint.history`.
+        reported_epochs: after which the report's training stopped.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    best, last = history.loc[history["val_loss"].idxmin(), "epoch"], len(history)
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.plot(history["epoch"], history[name], "-o", markersize=3, color=TRAINING,
+                  label="training")  # fmt: skip
+        axis.plot(history["epoch"], history[f"val_{name}"], "--s", markersize=3,
+                  color=VALIDATION, label="validation")  # fmt: skip
+        axis.axvline(best, color=VALIDATION, linewidth=1, label=f"weights kept: epoch {best:.0f}")
+        axis.axvline(last, color="black", linewidth=1, label=f"this run stopped: epoch {last}")
+        axis.axvline(reported_epochs, color="black", linewidth=1, linestyle=":",
+                     label=f"report stopped: epoch {reported_epochs}")  # fmt: skip
+        axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_confusion(predictions, title, report=None):
+    """Confusion matrix, counts and percent of each true class (report, Figs. 5, 7, 10, 13).
+
+    Args:
+        predictions: DataFrame of `predict`.
+        title: of the figure.
+        report: the report's own matrix in counts, drawn beside it.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    names = [name for name in ("normal", *CLASS_NAMES[3][1:], "pneumonia") if name in predictions]
+    predicted = predictions[names].idxmax(axis=1)
+    matrices = {title: metrics.confusion_matrix(predictions["true"], predicted, labels=names)}
+    if report is not None:
+        matrices["The report"] = np.asarray(report)
+    width = 3.6 * len(matrices)
+    figure, axes = plt.subplots(1, len(matrices), figsize=(width, 3.3), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
+        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            axis.text(column, row, f"{matrix[row, column]}\n{share:.1%}", ha="center",
+                      va="center", color="white" if share > 0.5 else "black")  # fmt: skip
+        axis.set(title=name, xlabel="predicted", ylabel="true")
+        axis.set_xticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names, rotation=90, va="center")
+    return figure
+
+
+def plot_prediction(model, pixels, num_classes, title):
+    """One image, where it speaks for the model's prediction (`hires_cam`), the probabilities.
+
+    Args:
+        model: an assembled model of notebook 04 or 05.
+        pixels: uint8 (224, 224) or (224, 224, 3).
+        num_classes: 2 or 3.
+        title: of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    floats = to_rgb(pixels).astype("float32") / 255
+    probabilities = model(floats[None], training=False)[0].numpy()
+    predicted, names = int(probabilities.argmax()), CLASS_NAMES[num_classes]
+    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
+    heat = hires_cam(model, floats, predicted)
+    for axis in axes[:2]:
+        axis.imshow(floats)
+        axis.axis("off")
+    overlay = axes[1].imshow(heat, cmap="autumn_r", alpha=0.7 * heat, vmin=0, vmax=1)
+    figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
+    axes[0].set_title(title)
+    axes[1].set_title(f"HiResCAM: what speaks for {names[predicted]}")
+    bars = axes[2].barh(names[::-1], probabilities[::-1],
+                        color=[CLASS_COLOURS[name] for name in names[::-1]])  # fmt: skip
+    axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
+    axes[2].set(xlim=(0, 1.25), xticks=[0, 0.5, 1], title="probability")
+    return figure

@@ -1,0 +1,114 @@
+"""Whole files or none: atomic writes, JSON with a checksum, one error for a person to read."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class UserError(RuntimeError):
+    """Something a person can mend: the message names it and says what to do next."""
+
+
+def display_path(path):
+    """A path as printed in a notebook: relative to the project where it lies inside."""
+    path = Path(path)
+    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Gives a temporary path beside `path`, which takes its name only when the block succeeds.
+
+    Raises:
+        UserError: the disk is full; nothing half-written is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.part"):  # of a killed run
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > 3600:
+                stale.unlink()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"No space left while writing {path}. Free some, or set OUT (CXR_OUT) to a folder "
+                "on a larger disk. Nothing half-written was kept."
+            ) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_space(folder, size, what):
+    """Raises UserError unless `folder` has room for `size` bytes of `what`."""
+    if shutil.disk_usage(folder).free < size:
+        raise UserError(
+            f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free. Free some, or set "
+            "OUT (CXR_OUT) to a folder on a larger disk."
+        )
+
+
+def checksum(path):
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_checksum(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path, content):
+    """Writes a dict, with a checksum of its own, in one step."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    content["checksum"] = _json_checksum(content)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    """Reads what `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: the file is damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("checksum") == _json_checksum(content):
+            return content
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise UserError(f"{display_path(path)} is damaged: {repair_hint(path)}.")
+
+
+def repair_hint(path):
+    """What to do about a damaged file, in words."""
+    if {PROJECT / "results", PROJECT / "weights"} & set(Path(path).parents):
+        return "it came with the project, so fetch the project again (git checkout .)"
+    return f"delete the folder {display_path(Path(path).parent)} and run its notebook again"
+
+
+def progress(items, description, total=None):
+    """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
+    live = sys.stdout.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        items, desc=description, total=total, unit="image", file=sys.stdout, ncols=88, ascii=" .:#",
+        mininterval=0.5 if live else 15, leave=False,
+    )  # fmt: skip
