@@ -2,13 +2,13 @@
 
 Nobody has to open this package to follow the notebooks. Each module stands on those below it:
 
-    config                  settings and set-up: the door, which knows paths, Drive and TensorFlow
-    training, reference     the checkpoint callback; the published runs
-    explain, figures        one image and its explanation; every figure the notebooks share
-    runs, features          a finished run on disk; what a frozen network computes, once
-    pipeline, cache         batches for `model.fit`; all images decoded once
-    source, index           finding the images; what their names say
-    drive, files            copies on Google Drive; whole files or none
+    config                 settings and set-up: the door, which knows paths, Drive and TensorFlow
+    training, reference    the checkpoint callback; the published runs
+    explain, figures       one image and its explanation; the figures that notebooks share
+    runs, features         a finished run on disk; what a frozen network computes, once
+    pipeline, cache        batches for `model.fit`; all images decoded once
+    source, index          finding the images; what their names say
+    drive, files           copies on Google Drive; whole files or none
 """
 
 import contextlib
@@ -32,5 +32,4 @@ def quiet_stderr():
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_stderr():
-    import keras  # noqa: F401
     import tensorflow  # noqa: F401

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from cxr.files import (
-    UserError, atomic_write, check_space, checksum, display_path, progress, read_json, write_json,
-)  # fmt: skip
+from cxr import files
+from cxr.files import UserError, atomic_write, checksum, display_path
+from cxr.images import IMAGE_SIZE, read_image, to_rgb
 from cxr.index import read_metadata
 from cxr.source import KAGGLE_HANDLE, find_images
 
-IMAGE_SIZE = 224  # pixels, the report's choice (section I)
-MAX_PIXELS, MIN_SIDE = 60_000_000, 32  # the largest original has 5 million
 KNOWN_TEST_IMAGES = {  # first 12 digits of a test set's fingerprint: how it was resized
     "f077acf65801": "nearest neighbours",
     "84de10644698": "a smoothed copy",
@@ -78,43 +75,11 @@ class ImageCache:
         return pixels
 
 
-def to_rgb(pixels):
-    """One or more cached images, uint8 (..., 224, 224), as (..., 224, 224, 3)."""
-    return pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., None], 3, axis=-1)
-
-
-def read_image(path):
-    """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
-    interpolation="nearest")` does (report, section I).
-
-    Returns:
-        (pixels, size, mode): uint8 (224, 224) where the three channels are equal, else
-        (224, 224, 3); (width, height) and Pillow's mode of the original.
-
-    Raises:
-        UserError, OSError and others: the file cannot be used; the message says why.
-    """
-    with Image.open(path) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{width} x {height} pixels: too large for an X-ray, not decoded")
-        if min(width, height) < MIN_SIDE:
-            raise UserError(f"{width} x {height} pixels: too small for an X-ray")
-        if image.mode.startswith(("I", "F")):
-            raise UserError("more than 8 bits per channel, which load_img would cut off at 255")
-        # Nearest neighbours first, then colours: the same pixels, for a tenth of the work.
-        small = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST)
-        pixels = np.asarray(small if small.mode == "L" else small.convert("RGB"))
-        if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-            pixels = np.ascontiguousarray(pixels[..., 0])
-        return pixels, (width, height), image.mode
-
-
 def load_images(config, need_files=False):
     """Finds, checks and caches the images, or maps the array an earlier run cached.
 
-    The array is found again by the names, sizes and times of the files it was made from; a
-    downloaded set by its version alone, so that a new Colab session needs no download.
+    The array is found again by the names, sizes and times of the files it was made from; the
+    sample and a downloaded set by name, so that a new Colab session needs no download.
 
     Args:
         config: `Config`.
@@ -133,8 +98,8 @@ def load_images(config, need_files=False):
         if root is None:
             root, source = find_images(config.data)
         metadata = read_metadata(root)
-        key = "kaggle-2" if source == "kaggle" else _key(root, metadata)
-        folder = config.cache_dir / f"images-{key}"
+        fixed = {"kaggle": "kaggle-2", "sample": "sample"}  # known to the byte
+        folder = config.cache_dir / f"images-{fixed.get(source) or _key(root, metadata)}"
         images = _open_cache(config, folder, root)
         if images is None:
             _build_cache(folder, root, source, metadata)
@@ -164,15 +129,13 @@ def _open_cache(config, folder, root=None):
     if config.drive:
         config.drive.download(folder, "info.json")
     try:
-        info = read_json(folder / "info.json")
-        for name, expected in info["files"].items():
+        info = files.read_json(folder / "info.json")
+        for name, expected in info.pop("files").items():
             if checksum(folder / name) != expected:
                 raise UserError(f"{name} is not what was written")
-        return ImageCache(
-            pd.read_csv(folder / "metadata.csv"), np.load(folder / "pixels.npy", mmap_mode="r"),
-            info["source"], info["label"], info["fingerprint"], info["test_fingerprint"],
-            root, folder,
-        )  # fmt: skip
+        metadata = pd.read_csv(folder / "metadata.csv")
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        return ImageCache(metadata, pixels, root=root, folder=folder, **info)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, UserError) as error:
@@ -182,9 +145,9 @@ def _open_cache(config, folder, root=None):
 
 
 def _build_cache(folder, root, source, metadata):
-    """Reads every file of `metadata` and writes array, metadata, examples, info.json."""
+    """Reads every file of `metadata` and writes array, metadata, info.json (last)."""
     folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, len(metadata) * IMAGE_SIZE**2, "The cached array of images")
+    files.check_space(folder, len(metadata) * IMAGE_SIZE**2, "The cached array of images")
 
     def read(file):
         try:
@@ -195,25 +158,21 @@ def _build_cache(folder, root, source, metadata):
 
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
         found = pool.map(read, metadata["file"])
-        results = list(progress(found, "reading images", total=len(metadata)))
+        results = list(files.progress(found, "reading images", len(metadata)))
     if unusable := [result for result in results if isinstance(result, str)]:
-        raise UserError(
-            f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:\n"
-            + "\n".join(f"  {line}" for line in unusable)
-            + "\nFetch them again (data/README.md), or move them out of the folder."
-        )
-    colour = any(pixels.ndim == 3 for pixels, _, _ in results)
-    pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels, _, _ in results])
-    originals = pd.DataFrame(
-        [(*size, mode) for _, size, mode in results], columns=["width", "height", "mode"]
-    )
-    metadata = metadata.join(originals)
+        raise UserError(f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:\n  "
+                        + "\n  ".join(unusable) + "\nFetch them again (data/README.md), or move "
+                        "them out of the folder.")  # fmt: skip
+    arrays, sizes, modes = zip(*results, strict=True)
+    colour = any(pixels.ndim == 3 for pixels in arrays)
+    pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
+    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
     with atomic_write(folder / "pixels.npy") as part, open(part, "wb") as file:
         np.save(file, pixels)
     with atomic_write(folder / "metadata.csv") as part:
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()
-    write_json(folder / "info.json", {
+    files.write_json(folder / "info.json", {
         "source": source,
         "label": root.name if source == "folder" else source,
         "fingerprint": _fingerprint(metadata["file"], pixels),
@@ -226,11 +185,3 @@ def _fingerprint(names, pixels):
     digest = hashlib.sha256("\n".join(names).encode())
     digest.update(np.ascontiguousarray(pixels))
     return digest.hexdigest()
-
-
-def downsample(pixels):
-    """Means of 7 x 7 pixels, float32 (images, 1024), of cached images (images, 224, 224)."""
-    grey = to_rgb(pixels).mean(-1)
-    return grey.reshape(len(grey), 32, 7, 32, 7).mean((2, 4)).reshape(len(grey), -1).astype("f4")
-
-

@@ -18,7 +18,6 @@ from cxr.files import PROJECT, UserError, display_path
 COLAB_OUTPUT = Path("/content/cxr_output")  # Colab's own disk: fast, and lost with the session
 DRIVE_OUTPUT = DRIVE / "MyDrive" / "chest_xray_pneumonia"
 KAGGLE_WORKING = Path("/kaggle/working")
-MODES = ("full", "quick")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Config:
 
     @property
     def quick(self):
+        """Whether this is quick mode."""
         return self.mode == "quick"
 
 
@@ -70,7 +70,7 @@ def setup(data="", mode="", seed="", out=""):
         return str(value).strip() or os.environ.get(f"CXR_{name}", "").strip() or default
 
     mode, seed = setting(mode, "MODE", "full"), setting(seed, "SEED", "0")
-    if mode not in MODES:
+    if mode not in ("full", "quick"):
         raise UserError(f"MODE (CXR_MODE) is {mode!r}: say full or quick.")
     if not re.fullmatch(r"\d{1,9}", seed):
         raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
@@ -79,7 +79,7 @@ def setup(data="", mode="", seed="", out=""):
         data=setting(data, "DATA", "sample" if mode == "quick" else ""),
         mode=mode,
         seed=int(seed),
-        output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{seed}",
+        output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",
         drive=DriveSync(out, drive) if drive else None,
         inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
@@ -91,10 +91,8 @@ def setup(data="", mode="", seed="", out=""):
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
         except OSError as error:
-            raise UserError(
-                f"Cannot write in {folder} ({error.strerror}). Set OUT (CXR_OUT) to a folder that "
-                "can be written."
-            ) from error
+            raise UserError(f"Cannot write in {folder} ({error.strerror}). Set OUT (CXR_OUT) to a "
+                            "folder that can be written.") from error  # fmt: skip
     if config.drive:  # what was made while Drive could not be reached
         for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
             config.drive.upload(marker.parent, marker.name)
@@ -109,8 +107,26 @@ def setup(data="", mode="", seed="", out=""):
         f"results  {where}"
     )
     if not config.quick and not accelerators():
-        print(f"no GPU   {_hint_without_gpu()}")
+        print("no GPU   training takes minutes to half an hour a notebook on 2 CPU cores. "
+              + _FASTER["colab" if in_colab() else "kaggle" if KAGGLE_WORKING.is_dir() else ""]
+              )  # fmt: skip
     return config
+
+
+_FASTER = {
+    "colab": "Faster: Runtime > Change runtime type > T4 GPU, then run all again",
+    "kaggle": "Faster: Settings > Accelerator, then run all again",
+    "": "MODE = quick takes a minute",
+}
+
+
+def _output_folder(setting):
+    """(folder that is worked in, folder on Drive that gets a copy or None)."""
+    folder = Path(setting).expanduser().absolute() if setting else None
+    if in_colab() and (folder is None or DRIVE in folder.parents):
+        folder = folder or DRIVE_OUTPUT
+        return COLAB_OUTPUT / folder.relative_to(DRIVE), folder if mount() else None
+    return folder or (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None
 
 
 def accelerators():
@@ -147,24 +163,3 @@ def strategy(devices=None):
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     return tf.distribute.get_strategy()
-
-
-def _hint_without_gpu():
-    """What it means that there is no GPU, and where this kind of notebook has its switch."""
-    hint = "training takes minutes to half an hour a notebook on 2 CPU cores"
-    if in_colab():
-        return f"{hint}. Faster: Runtime > Change runtime type > T4 GPU, then run all again"
-    if KAGGLE_WORKING.is_dir():
-        return f"{hint}. Faster: Settings > Accelerator, then run all again"
-    return f"{hint}; MODE = quick takes a minute"
-
-
-def _output_folder(setting):
-    """(folder that is worked in, folder on Drive that gets a copy or None)."""
-    folder = Path(setting).expanduser().absolute() if setting else None
-    if in_colab() and (folder is None or DRIVE in folder.parents):
-        folder = folder or DRIVE_OUTPUT
-        return COLAB_OUTPUT / folder.relative_to(DRIVE), folder if mount() else None
-    if folder:
-        return folder, None
-    return (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None

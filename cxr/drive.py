@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from cxr.files import UserError, atomic_write, checksum, display_path, read_json
+from cxr.files import UserError, atomic_write, checksum, read_json
 
 DRIVE = Path("/content/drive")
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
@@ -44,17 +44,23 @@ class DriveSync:
 
     Attributes:
         local, remote: the two folders whose contents correspond.
-        last_error: why Drive takes no files at the moment, else None.
+        pending: dict from a local folder that Drive has not taken yet to (marker, replace).
+        last_error: why, in words, else None.
     """
 
     def __init__(self, local, remote):
-        self.local, self.remote, self.last_error = Path(local), Path(remote), None
-        self.pending = {}  # folder: (marker, replace), what Drive has not taken yet
-        self.state_copied = time.monotonic()
+        self.local, self.remote = Path(local), Path(remote)
+        self.pending, self.last_error, self.state_copied = {}, None, time.monotonic()
 
     def remote_path(self, path):
         """The path on Drive of a local file or folder."""
         return self.remote / Path(path).relative_to(self.local)
+
+    def describe(self, folder):
+        """Where a folder is kept, in words."""
+        if self.last_error:
+            return f"{folder}, not on Drive ({self.last_error}): it is lost with this session"
+        return f"{self.remote_path(folder)} (Drive; a copy of {folder})"
 
     def upload(self, folder, marker, replace=False):
         """Copies a complete folder to Drive, and what was pending before it.
@@ -66,61 +72,59 @@ class DriveSync:
         """
         self.pending[Path(folder)] = (marker, replace)
         for waiting, settings in list(self.pending.items()):
-            if self._upload(waiting, *settings):
+            with self._tolerant():
+                self._upload(waiting, *settings)
                 del self.pending[waiting]
+        if self.last_error and not self.pending:
+            print("Drive takes files again.")
+            self.last_error = None
 
     def _upload(self, folder, marker, replace):
-        remote = self.remote_path(folder)
-        with self._tolerant():
-            self._check_mounted()
-            if (remote / marker).exists() and not replace:
-                if not filecmp.cmp(folder / marker, remote / marker, shallow=False):
-                    print(
-                        f"Drive has another finished {folder.name} and keeps it; this session's "
-                        f"stays in {folder}. RETRAIN replaces Drive's."
-                    )
-                return True
-        files = read_json(folder / marker)["files"]
-        copied = [self._copy(folder / name, remote / name) for name in files]
-        return all(copied) and self._copy(folder / marker, remote / marker)
+        remote, failed = self.remote_path(folder), None
+        self._check_mounted()
+        if not (folder / marker).exists():  # deleted meanwhile
+            return
+        if (remote / marker).exists():
+            if filecmp.cmp(folder / marker, remote / marker, shallow=False):
+                return
+            if not replace:
+                print(f"Drive has another finished {folder.name} and keeps it; this session's "
+                      f"stays in {folder}. RETRAIN replaces Drive's.")  # fmt: skip
+                return
+            (remote / marker).unlink()
+        for name in read_json(folder / marker)["files"]:
+            try:
+                self._copy(folder / name, remote / name)
+            except (OSError, UserError) as error:  # one that does not fit holds no other back
+                failed = error
+        if failed:
+            raise failed
+        self._copy(folder / marker, remote / marker)
 
     def _copy(self, source, target):
-        """Copies one file; whether Drive took it. Each has its own try: one that does not fit
-        holds no other back."""
-        with self._tolerant():
-            self._check_mounted()  # else writing would make folders under the mount point
-            if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-                with atomic_write(target) as part:
-                    shutil.copyfile(source, part)
-            if self.last_error:
-                print("Drive takes files again.")
-                self.last_error = None
-            return True
-        return False
+        self._check_mounted()  # else writing would make folders under the mount point
+        if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
+            with atomic_write(target) as part:
+                shutil.copyfile(source, part)
 
     def download(self, folder, marker):
         """Fetches a folder that is complete on Drive and not here."""
         folder, remote = Path(folder), self.remote_path(folder)
-        if (folder / marker).exists():
-            return
         with self._tolerant():
-            self._check_mounted()
-            if not (remote / marker).exists():
+            if (folder / marker).exists() or not (remote / marker).exists():
                 return
             try:
                 for name, expected in read_json(remote / marker)["files"].items():
                     with atomic_write(folder / name) as part:
                         shutil.copyfile(remote / name, part)
                         if checksum(part) != expected:
-                            raise FileNotFoundError(name)
+                            raise FileNotFoundError(errno.ENOENT, f"{name} is not what it was")
+                self._copy_here(remote / marker, folder / marker)
             except (FileNotFoundError, UserError) as error:
                 if error.__cause__:  # not Drive's fault: this machine's disk is full
                     raise
                 print(f"{remote} is damaged ({error}): it is not used, and made again.")
                 (remote / marker).unlink()
-                return
-            with atomic_write(folder / marker) as part:
-                shutil.copyfile(remote / marker, part)
 
     def upload_state(self, path):
         """Copies the state of a running training now and then, over the old copy: Drive's bin
@@ -136,19 +140,17 @@ class DriveSync:
         """Fetches the state of an interrupted training, if Drive has one and this machine not."""
         with self._tolerant():
             if not path.exists() and self.remote_path(path).exists():
-                with atomic_write(path) as part:
-                    shutil.copyfile(self.remote_path(path), part)
+                self._copy_here(self.remote_path(path), path)
 
     def delete(self, path):
         """Deletes Drive's copy of a file."""
         with self._tolerant():
             self.remote_path(path).unlink(missing_ok=True)
 
-    def describe(self, folder):
-        """Where a folder is kept, in words."""
-        if self.last_error:
-            return f"{folder}, not on Drive ({self.last_error}): it is lost with this session"
-        return f"{self.remote_path(folder)} (Drive; a copy of {display_path(folder)})"
+    @staticmethod
+    def _copy_here(source, target):
+        with atomic_write(target) as part:
+            shutil.copyfile(source, part)
 
     def _check_mounted(self):
         """MyDrive, or the folder of shared drives, is there when Drive is. It is never made
@@ -162,10 +164,10 @@ class DriveSync:
         try:
             yield
         except (OSError, UserError) as error:
+            if isinstance(error, UserError) and str(self.remote) not in str(error):
+                raise  # this machine's disk is full
             reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
             if not self.last_error:
-                print(
-                    f"Drive does not take or give files ({reason}): going on in {self.local}, and "
-                    "trying again later."
-                )
+                print(f"Drive does not take or give files ({reason}): going on in {self.local}, "
+                      "and trying again later.")  # fmt: skip
             self.last_error = reason

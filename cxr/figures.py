@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics
 
-from cxr.cache import to_rgb
 from cxr.explain import hires_cam
+from cxr.images import to_rgb
 from cxr.index import CLASS_NAMES
 
 CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
@@ -21,17 +21,8 @@ plt.rcParams.update({
 
 
 def show_images(images, rows, titles, columns=6):
-    """A grid of cached images.
-
-    Args:
-        images: `ImageCache`.
-        rows: rows of `images.metadata`.
-        titles: one string per row.
-        columns: images per line.
-
-    Returns:
-        The matplotlib Figure.
-    """
+    """A grid of cached images: `rows` of `images.metadata`, with one title each; returns the
+    matplotlib Figure."""
     lines = -(-len(rows) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(1.35 * columns, 1.6 * lines), squeeze=False, layout="constrained"
@@ -57,15 +48,18 @@ def plot_history(history, reported_epochs, title):
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     best, last = history.loc[history["val_loss"].idxmin(), "epoch"], len(history)
+    stops = {
+        f"weights kept: epoch {best:.0f}": (best, VALIDATION, "-"),
+        f"this run stopped: epoch {last}": (last, "black", "-"),
+        f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
+    }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(history["epoch"], history[name], "-o", markersize=3, color=TRAINING,
-                  label="training")  # fmt: skip
-        axis.plot(history["epoch"], history[f"val_{name}"], "--s", markersize=3,
-                  color=VALIDATION, label="validation")  # fmt: skip
-        axis.axvline(best, color=VALIDATION, linewidth=1, label=f"weights kept: epoch {best:.0f}")
-        axis.axvline(last, color="black", linewidth=1, label=f"this run stopped: epoch {last}")
-        axis.axvline(reported_epochs, color="black", linewidth=1, linestyle=":",
-                     label=f"report stopped: epoch {reported_epochs}")  # fmt: skip
+        epochs, style = history["epoch"], {"markersize": 3}
+        axis.plot(epochs, history[name], "-o", color=TRAINING, label="training", **style)
+        axis.plot(epochs, history[f"val_{name}"], "--s", color=VALIDATION, label="validation",
+                  **style)  # fmt: skip
+        for label, (epoch, colour, style) in stops.items():
+            axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -85,14 +79,13 @@ def plot_confusion(predictions, title, report=None):
     Returns:
         The matplotlib Figure.
     """
-    names = [name for name in ("normal", *CLASS_NAMES[3][1:], "pneumonia") if name in predictions]
+    names = list(CLASS_NAMES[2 if "pneumonia" in predictions else 3])
     predicted = predictions[names].idxmax(axis=1)
     matrices = {title: metrics.confusion_matrix(predictions["true"], predicted, labels=names)}
     if report is not None:
         matrices["The report"] = np.asarray(report)
-    width = 3.6 * len(matrices)
-    figure, axes = plt.subplots(1, len(matrices), figsize=(width, 3.3), squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(1, len(matrices), figsize=(3.6 * len(matrices), 3.3),
+                                squeeze=False, layout="constrained")  # fmt: skip
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -117,11 +110,11 @@ def plot_prediction(model, pixels, num_classes, title):
     Returns:
         The matplotlib Figure.
     """
-    floats = to_rgb(pixels).astype("float32") / 255
+    floats, names = to_rgb(pixels).astype("float32") / 255, CLASS_NAMES[num_classes]
     probabilities = model(floats[None], training=False)[0].numpy()
-    predicted, names = int(probabilities.argmax()), CLASS_NAMES[num_classes]
-    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
+    predicted = int(probabilities.argmax())
     heat = hires_cam(model, floats, predicted)
+    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
     for axis in axes[:2]:
         axis.imshow(floats)
         axis.axis("off")
@@ -129,8 +122,8 @@ def plot_prediction(model, pixels, num_classes, title):
     figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
     axes[0].set_title(title)
     axes[1].set_title(f"HiResCAM: what speaks for {names[predicted]}")
-    bars = axes[2].barh(names[::-1], probabilities[::-1],
-                        color=[CLASS_COLOURS[name] for name in names[::-1]])  # fmt: skip
+    colours = [CLASS_COLOURS[name] for name in names[::-1]]
+    bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
     axes[2].set(xlim=(0, 1.25), xticks=[0, 0.5, 1], title="probability")
     return figure

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[1]
+RESULTS, WEIGHTS = PROJECT / "results", PROJECT / "weights"
 
 
 class UserError(RuntimeError):
@@ -21,8 +22,7 @@ class UserError(RuntimeError):
 
 def display_path(path):
     """A path as printed in a notebook: relative to the project where it lies inside."""
-    path = Path(path)
-    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    return Path(path).relative_to(PROJECT) if Path(path).is_relative_to(PROJECT) else path
 
 
 @contextlib.contextmanager
@@ -46,21 +46,20 @@ def atomic_write(path):
         os.replace(part, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"No space left while writing {path}. Free some, or set OUT (CXR_OUT) to a folder "
-                "on a larger disk. Nothing half-written was kept."
-            ) from error
+            raise UserError(f"No space left while writing {path}. {_MORE_SPACE}") from error
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+_MORE_SPACE = "Free some, or set OUT (CXR_OUT) to a folder on a larger disk."
 
 
 def check_space(folder, size, what):
     """Raises UserError unless `folder` has room for `size` bytes of `what`."""
     if shutil.disk_usage(folder).free < size:
         raise UserError(
-            f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free. Free some, or set "
-            "OUT (CXR_OUT) to a folder on a larger disk."
+            f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free. {_MORE_SPACE}"
         )
 
 
@@ -83,32 +82,23 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """Reads what `write_json` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UserError: the file is damaged.
-    """
-    try:
+    """Reads what `write_json` wrote; FileNotFoundError, or UserError where it is damaged."""
+    with contextlib.suppress(ValueError, KeyError, AttributeError):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("checksum") == _json_checksum(content):
             return content
-    except (ValueError, KeyError, AttributeError):
-        pass
     raise UserError(f"{display_path(path)} is damaged: {repair_hint(path)}.")
 
 
 def repair_hint(path):
     """What to do about a damaged file, in words."""
-    if {PROJECT / "results", PROJECT / "weights"} & set(Path(path).parents):
+    if {RESULTS, WEIGHTS} & set(Path(path).parents):
         return "it came with the project, so fetch the project again (git checkout .)"
     return f"delete the folder {display_path(Path(path).parent)} and run its notebook again"
 
 
 def progress(items, description, total=None):
     """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
-    live = sys.stdout.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        items, desc=description, total=total, unit="image", file=sys.stdout, ncols=88, ascii=" .:#",
-        mininterval=0.5 if live else 15, leave=False,
-    )  # fmt: skip
+    seconds = 0.5 if sys.stdout.isatty() or "ipykernel" in sys.modules else 15
+    return tqdm(items, description, total, file=sys.stdout, ncols=88, ascii=" .:#",
+                unit="image", mininterval=seconds, leave=False)  # fmt: skip

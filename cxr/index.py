@@ -10,18 +10,21 @@ from cxr.files import UserError
 
 CLASS_NAMES = {2: ("normal", "pneumonia"), 3: ("normal", "bacterial", "viral")}
 SOURCE_SPLITS, KINDS = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")  # Kaggle's folders
-_PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_\d+(?:_\d+)?\.(?:jpe?g|png)", re.I)
-_NORMAL_NAME = re.compile(r"(NORMAL2-IM|IM)-(\d+)-\d+(?:-\d+)?\.(?:jpe?g|png)", re.I)
+_NAMES = {
+    "NORMAL": re.compile(r"(?P<series>NORMAL2-IM|IM)-(?P<n>\d+)-\d+(-\d+)?\.(jpe?g|png)", re.I),
+    "PNEUMONIA": re.compile(
+        r"person(?P<n>\d+)_(?P<series>bacteria|virus)_\d+(_\d+)?\.(jpe?g|png)", re.I
+    ),
+}
+_CAUSES = {"bacteria": "bacterial", "virus": "viral"}
 
 
 def parse_name(kind, name):
     """(class, series, number) of a file name in a folder NORMAL or PNEUMONIA, else None."""
-    if kind == "NORMAL" and (match := _NORMAL_NAME.fullmatch(name)):
-        return "normal", match[1].upper(), int(match[2])
-    if kind == "PNEUMONIA" and (match := _PNEUMONIA_NAME.fullmatch(name)):
-        series = match[2].lower()
-        return {"bacteria": "bacterial", "virus": "viral"}[series], series, int(match[1])
-    return None
+    if not (kind in _NAMES and (match := _NAMES[kind].fullmatch(name))):
+        return None
+    series = match["series"].upper() if kind == "NORMAL" else match["series"].lower()
+    return _CAUSES.get(series, "normal"), series, int(match["n"])
 
 
 def read_metadata(root):
@@ -38,31 +41,25 @@ def read_metadata(root):
     Raises:
         UserError: folders that are missing or empty and names of an unknown form, all at once.
     """
-    root, rows, problems = Path(root), [], []
-    for split in SOURCE_SPLITS:
-        for kind in KINDS:
-            try:
-                names = sorted(n for n in os.listdir(root / split / kind) if n[0] != ".")
-            except OSError as error:
-                problems.append(f"{split}/{kind}: {error.strerror}")
+    rows, problems = [], []
+    for split, kind in ((split, kind) for split in SOURCE_SPLITS for kind in KINDS):
+        try:
+            names = [n for n in os.listdir(Path(root) / split / kind) if n[0] != "."]
+        except OSError as error:
+            problems.append(f"{split}/{kind}: {error.strerror}")
+            continue
+        if not names:
+            problems.append(f"{split}/{kind}: empty folder")
+        for name in sorted(names):
+            if (parsed := parse_name(kind, name)) is None:
+                problems.append(f"{split}/{kind}/{name}: not a name of this data set")
                 continue
-            if not names:
-                problems.append(f"{split}/{kind}: empty folder")
-            for name in names:
-                parsed = parse_name(kind, name)
-                if parsed is None:
-                    problems.append(f"{split}/{kind}/{name}: not a name of this data set")
-                    continue
-                class3, series, number = parsed
-                class2 = "normal" if class3 == "normal" else "pneumonia"
-                rows.append(
-                    (f"{split}/{kind}/{name}", split, class2, class3, series, f"{series}-{number}")
-                )
+            class3, series, number = parsed
+            rows.append((f"{split}/{kind}/{name}", split, kind.lower(), class3, series,
+                         f"{series}-{number}"))  # fmt: skip
     if problems:
-        raise UserError(
-            f"{root} is not the data set in Kaggle's layout:\n"
-            + "\n".join(f"  {line}" for line in problems)
-            + "\nFetch it again as data/README.md says, or move what does not belong there."
-        )
+        raise UserError(f"{root} is not the data set in Kaggle's layout:\n  "
+                        + "\n  ".join(problems) + "\nFetch it again as data/README.md says, or "
+                        "move what does not belong there.")  # fmt: skip
     columns = ["file", "source_split", "class2", "class3", "series", "patient"]
     return pd.DataFrame(sorted(rows), columns=columns)

@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from cxr.cache import ImageCache
 from cxr.index import CLASS_NAMES
 
 
 class EpochShuffle:
-    """The order of the training images and their flips, a function of seed and epoch alone.
-
-    So an interrupted training that goes on in epoch 5 sees what it would have seen.
+    """The order of the training images and their flips, a function of seed and epoch alone, so
+    that an interrupted training that goes on in epoch 5 sees what it would have seen.
 
     Attributes:
-        epoch: the coming epoch, from 0; `TrainingCheckpoint` sets it.
-        fingerprint: names the images, labels and batches of the datasets it was given to.
+        epoch: from 0; `TrainingCheckpoint` sets it, without one every epoch has the same order.
+        fingerprint: names the images, labels and batches of the dataset it was given to.
     """
 
     def __init__(self, seed):
@@ -42,7 +42,7 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
     """Batches of some images; only those under way are ever in memory as floats.
 
     Args:
-        source: `ImageCache` for pixels, `Features` for what a frozen network made of them.
+        source: `ImageCache` for pixels, `FrozenFeatures` for what a network made of them.
         rows: the rows of `metadata` to use, in this order.
         num_classes: 2 or 3.
         batch_size: images per batch; the last one may be smaller.
@@ -53,19 +53,19 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
         tf.data.Dataset of (float32 (batch, 224, 224, 3) in [0, 1], or the features' shape;
         one-hot float32 (batch, classes)).
     """
-    numbers, labels = rows.index.to_numpy(), one_hot(rows, num_classes)
-    is_pixels = source.pixels.dtype == np.uint8
+    count, numbers, labels = len(rows), rows.index.to_numpy(), one_hot(rows, num_classes)
+    is_pixels = isinstance(source, ImageCache)
+    if shuffle:
+        content = f"{source.fingerprint} {num_classes} {batch_size} {','.join(rows['file'])}"
+        shuffle.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batches():
-        count = len(rows)
         order = shuffle.order(count) if shuffle else np.arange(count)
         flips = shuffle.flips(count) if shuffle and not is_pixels else None
         for start in range(0, count, batch_size):
             chosen = order[start : start + batch_size]
-            mirrored = None if flips is None else flips[chosen]
-            yield source.read(numbers[chosen], mirrored), labels[chosen]
-        if shuffle:
-            shuffle.epoch += 1
+            flipped = None if flips is None else flips[chosen]
+            yield source.read(numbers[chosen], flipped), labels[chosen]
 
     def to_floats(values, label):
         values = tf.cast(values, tf.float32)
@@ -75,15 +75,8 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
                 values = tf.image.grayscale_to_rgb(values[..., tf.newaxis])
         return values, label
 
-    if shuffle:
-        content = f"{source.fingerprint} {num_classes} {batch_size} {','.join(rows['file'])}"
-        shuffle.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    shape = source.pixels.shape[1:] if is_pixels else source.shape
-    signature = (
-        tf.TensorSpec((None, *shape), tf.as_dtype(source.pixels.dtype)),
-        tf.TensorSpec((None, num_classes), tf.float32),
-    )
+    shape, dtype = (source.pixels.shape[1:], tf.uint8) if is_pixels else (source.shape, tf.float16)
+    signature = (tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None, num_classes)))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    count = -(-len(rows) // batch_size)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
     return dataset.prefetch(2).map(to_floats).prefetch(1)

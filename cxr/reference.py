@@ -2,60 +2,49 @@
 
 import pandas as pd
 
-from cxr.runs import RESULTS, ModelRun
+from cxr.files import RESULTS
+from cxr.runs import ModelRun
 
 MAIN_IMAGES = "chest_xray_nearest224"  # prepared as the report does
-SETTINGS = ["images", "seed", "dropout", "stratified", "patience", "weights"]
+_SETTINGS = ["images", "seed", "dropout", "stratified", "patience", "weights"]
+_MAIN = {"dropout": 0.2, "patience": 3, "stratified": True, "ablation": ""}
 
 
-def published_runs(name=None, images=MAIN_IMAGES, **settings):
+def published_runs(notebook, images=MAIN_IMAGES, **settings):
     """Rows of results/runs.csv: one published run each.
 
     Args:
-        name: of the notebook's run ("02_cnn1_2class"); None for all.
+        notebook: for instance "02_cnn1_2class".
         images: label of the images they were trained on; None for all.
-        settings: further columns and their values; without any, the main runs.
+        settings: dropout, patience, stratified, ablation; what is not named is that of the main
+            runs, None stands for all.
 
     Returns:
         DataFrame with the columns that results/README.md lists, sorted by seed.
     """
-    table = pd.read_csv(RESULTS / "runs.csv", keep_default_na=False, na_values=[""])
-    table["ablation"] = table["ablation"].fillna("")
-    wanted = {"dropout": 0.2, "patience": 3, "stratified": True, "ablation": "", **settings}
-    if name is not None:
-        wanted |= {"notebook": name}
-    if images is not None:
-        wanted |= {"images": images}
-    for column, value in wanted.items():
-        if value is not None:
-            table = table[table[column] == value]
+    table = pd.read_csv(RESULTS / "runs.csv").fillna({"ablation": ""})
+    for column, value in {"notebook": notebook, "images": images, **_MAIN, **settings}.items():
+        table = table if value is None else table[table[column] == value]
     return table.sort_values(["images", "seed"]).reset_index(drop=True)
 
 
-def images_with_most_seeds(name, **settings):
-    """The report's own kind of images where a run is published on at least 3 seeds of it, else
-    the label with the most seeds."""
-    counts = published_runs(name, images=None, **settings)["images"].value_counts()
-    if counts.get(MAIN_IMAGES, 0) >= 3 or counts.empty:
-        return MAIN_IMAGES
-    return counts.idxmax()
+def images_with_most_seeds(notebook, **settings):
+    """The label of the images for a mean over seeds: the report's own kind where a run is
+    published on at least 3 seeds of it, else the one with most seeds."""
+    counts = published_runs(notebook, images=None, **settings)["images"].value_counts()
+    enough = counts.empty or counts.get(MAIN_IMAGES, 0) >= 3
+    return MAIN_IMAGES if enough else counts.idxmax()
+
+
+def _history(row):
+    return ModelRun(RESULTS / row.images / f"seed-{row.seed}" / row.run).history
 
 
 def published_histories(runs):
-    """The epochs of published runs, one below the other.
-
-    Args:
-        runs: rows of `published_runs`.
-
-    Returns:
-        DataFrame: `TrainingCheckpoint.history` of each, with the columns images and seed.
-    """
-    tables = [
-        ModelRun(RESULTS / row.images / f"seed-{row.seed}" / row.run)
-        .history.assign(images=row.images, seed=row.seed)
-        for row in runs.itertuples()
-    ]  # fmt: skip
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    """The epochs of published runs, one below the other: `TrainingCheckpoint.history` of each row
+    of `published_runs`, with the columns images and seed."""
+    rows = list(runs.itertuples())
+    return pd.concat([_history(row).assign(images=row.images, seed=row.seed) for row in rows])
 
 
 def stopping_epoch(losses, patience):
@@ -69,7 +58,7 @@ def stopping_epoch(losses, patience):
     return epoch + 1, best + 1
 
 
-def sensitivity_table(name, images):
+def sensitivity_table(notebook, images):
     """What published runs would have reached under other settings that the report leaves open.
 
     A smaller patience stops earlier on the same path, so one run with a large patience tells
@@ -81,19 +70,15 @@ def sensitivity_table(name, images):
         test images). Runs whose test accuracy was not followed are left out.
     """
     rows = []
-    runs = published_runs(name, images, dropout=None, patience=None, stratified=None)
-    for run in runs.itertuples():
-        history = ModelRun(RESULTS / run.images / f"seed-{run.seed}" / run.run).history
-        if "test_accuracy" not in history:
-            continue
-        for patience in (p for p in range(2, 11) if p <= run.patience):
+    every = {"dropout": None, "patience": None, "stratified": None}
+    for run in published_runs(notebook, images, **every).itertuples():
+        history = _history(run)
+        for patience in range(2, min(run.patience, 10) + 1) if "test_accuracy" in history else ():
             last, best = stopping_epoch(history["val_loss"], patience)
             for weights, epoch in (("best", best), ("last", last)):
-                accuracy = history["test_accuracy"][epoch - 1]
                 rows.append((run.images, run.seed, run.dropout, run.stratified, patience,
-                             weights, epoch, accuracy))  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*SETTINGS, "epoch", "accuracy"])
-    return table.drop_duplicates(SETTINGS).reset_index(drop=True)
+                             weights, epoch, history["test_accuracy"][epoch - 1]))  # fmt: skip
+    return pd.DataFrame(rows, columns=[*_SETTINGS, "epoch", "accuracy"]).drop_duplicates(_SETTINGS)
 
 
 def compare_with_report(findings):

@@ -4,7 +4,7 @@ IMAGES = 5856
 AVERAGE_SIZE = (1500, 1700)  # pixels; the report does not say which is the width
 VALIDATION_SHARE = 0.2
 PNEUMONIA_SHARE = 0.63
-RUNS = {  # accuracy on the test images, epochs, parameters; rows of the confusion matrix: true
+REPORTED = {  # accuracy on the test images, epochs, parameters; rows of the confusion matrix: true
     "02_cnn1_2class": {
         "model": "CNN_1, 2 classes", "classes": 2, "accuracy": 0.82, "epochs": 8,
         "parameters": 266_306, "trainable": 266_306, "confusion": ((123, 111), (2, 388)),
@@ -22,7 +22,7 @@ RUNS = {  # accuracy on the test images, epochs, parameters; rows of the confusi
         "parameters": 222_883, "trainable": 129_635,
     },
 }  # fmt: skip
-LAYERS = {  # the report's model summaries: layer, output shape, parameters
+_LAYERS = {  # Figs. 3, 8 and 11: layer, output shape, parameters
     "02_cnn1_2class": [  # Fig. 3
         ("InputLayer", (224, 224, 3), 0), ("RandomFlip", (224, 224, 3), 0),
         ("Conv2D", (222, 222, 32), 896), ("MaxPooling2D", (111, 111, 32), 0),
@@ -44,3 +44,5 @@ LAYERS = {  # the report's model summaries: layer, output shape, parameters
         ("Flatten", (128,), 0), ("Dropout", (128,), 0), ("Dense", (3,), 387),
     ],
 }  # fmt: skip
+for _name, _layers in _LAYERS.items():
+    REPORTED[_name]["layers"] = _layers

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -12,12 +11,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from cxr.files import (
-    PROJECT, UserError, atomic_write, checksum, display_path, read_json, repair_hint, write_json,
-)  # fmt: skip
+from cxr import files
+from cxr.files import RESULTS, WEIGHTS, UserError, atomic_write, checksum, display_path
 
-RESULTS = PROJECT / "results"  # LABEL/seed-N/RUN: the small files of the published runs
-WEIGHTS = PROJECT / "weights"  # RUN.weights.h5 of the published run with seed 0
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
 
 
@@ -29,12 +25,7 @@ def run_name(name, **choices):
 
 
 class ModelRun:
-    """A finished run in a folder.
-
-    Attributes:
-        folder: where its files are.
-        info: the content of run.json.
-        history, predictions: DataFrames, as `TrainingCheckpoint` and `predict` made them.
+    """A finished run in a folder. `info` is the content of run.json.
 
     Raises:
         UserError: the run is not there or a file of it is damaged.
@@ -43,7 +34,7 @@ class ModelRun:
     def __init__(self, folder):
         self.folder = Path(folder)
         try:
-            self.info = read_json(self.folder / "run.json")
+            self.info = files.read_json(self.folder / "run.json")
         except FileNotFoundError:
             raise UserError(f"No finished run in {display_path(self.folder)}.") from None
 
@@ -52,7 +43,9 @@ class ModelRun:
         if name == "model.weights.h5" and RESULTS in path.parents:
             path = WEIGHTS / f"{self.info['run']}.weights.h5"
         if not path.exists() or checksum(path) != self.info["files"].get(name):
-            raise UserError(f"{display_path(path)} is missing or damaged: {repair_hint(path)}.")
+            raise UserError(
+                f"{display_path(path)} is missing or damaged: {files.repair_hint(path)}."
+            )
         return path
 
     @property
@@ -64,11 +57,13 @@ class ModelRun:
 
     @property
     def history(self):
-        return pd.read_csv(self._file("history.csv"), float_precision="round_trip")
+        """DataFrame, as `TrainingCheckpoint.history`."""
+        return pd.read_csv(self._file("history.csv"), engine="python")  # exact to the last bit
 
     @property
     def predictions(self):
-        return pd.read_csv(self._file("predictions.csv"), float_precision="round_trip")
+        """DataFrame, as `predict` makes it."""
+        return pd.read_csv(self._file("predictions.csv"), engine="python")
 
     def load_weights(self, model):
         """Loads the run's weights into a model of the same layers."""
@@ -97,35 +92,31 @@ def save_run(config, name, images, model=None, tables=None, **info):
         tables: dict from a file name to the DataFrame written there.
         info: settings, metrics and what else the run has to say; anything JSON can hold.
     """
-    folder = config.output_dir / name
+    folder, names = config.output_dir / name, list(tables or {})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
-    names = list(tables or {})
     for file_name in names:
         with atomic_write(folder / file_name) as part:
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
         names.append("model.weights.h5")
-        save_weights(model, folder / "model.weights.h5")
-    write_json(folder / "run.json", {
-        "run": name,
-        "seed": config.seed,
-        "mode": config.mode,
+        _save_weights(model, folder / "model.weights.h5")
+    files.write_json(folder / "run.json", {
+        "run": name, "seed": config.seed, "mode": config.mode,
         "images": {"label": images.label, "name": images.name, "count": len(images.metadata),
                    "preparation": images.preparation, "fingerprint": images.fingerprint,
                    "test_fingerprint": images.test_fingerprint},
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
                      "keras": keras.__version__, "numpy": np.__version__},
-        "device": config.device,
-        "seconds": round(time.monotonic() - config.started, 1),
-        "peak_mb": peak_memory(),
-        "files": {file_name: checksum(folder / file_name) for file_name in names},
-        **info,
+        "device": config.device, "seconds": round(time.monotonic() - config.started, 1),
+        "files": {file_name: checksum(folder / file_name) for file_name in names}, **info,
     })  # fmt: skip
 
 
-def save_weights(model, path):
-    """Saves a model's weights without its optimizer, which would triple the file."""
+def _save_weights(model, path):
+    files.check_space(
+        path.parent, 8 * model.count_params(), "The weights"
+    )  # HDF5 can crash on a full disk
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
     with atomic_write(path) as part:
@@ -137,22 +128,9 @@ def save_weights(model, path):
             h5.unlink(missing_ok=True)
 
 
-def peak_memory():
-    """Peak memory of this process in MB, or None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
 def find_own_run(config, name):
-    """The user's own finished run of this name, fetched from Drive where it is only there.
-
-    Returns:
-        `ModelRun`, or None.
-    """
+    """The user's own finished run of this name as `ModelRun`, fetched from Drive where it is only
+    there; or None."""
     folder = config.output_dir / name
     if config.drive:
         config.drive.download(folder, "run.json")
@@ -160,8 +138,8 @@ def find_own_run(config, name):
 
 
 def find_published_run(name, need_weights=False):
-    """The published run with seed 0 of this name on the report's own kind of images, else on
-    another kind; None where there is none, or none with weights where these are needed."""
+    """The published run with seed 0 of this name as `ModelRun`, on the report's own kind of images
+    if there is one; None where there is none, or none with weights where these are needed."""
     found = [ModelRun(path.parent) for path in RESULTS.glob(f"*/seed-0/{name}/run.json")]
     found = [run for run in found if run.has_weights or not need_weights]
     return min(found, key=lambda run: run.info["images"]["preparation"] != "nearest neighbours",
@@ -182,27 +160,27 @@ def load_run(config, name, images):
     Raises:
         UserError: there is none, or the user's is damaged or of other images.
     """
-    if run := find_own_run(config, name):
-        if run.info["images"]["fingerprint"] != images.fingerprint:
-            raise UserError(
-                f"{name} in {display_path(run.folder)} was trained on {run.info['images']['name']}"
-                f", this notebook works on {images.name}. Run its notebook again with RETRAIN "
-                "ticked, or set OUT (CXR_OUT) to another folder."
-            )
+    run = find_own_run(config, name)
+    if run and run.info["images"]["fingerprint"] != images.fingerprint:
+        raise UserError(
+            f"{display_path(run.folder)} was trained on {run.info['images']['name']}, this "
+            f"notebook works on {images.name}. Run its notebook again with RETRAIN ticked, or set "
+            "OUT (CXR_OUT) to another folder."
+        )
+    if run:
         print(f"{name}: your own run in {display_path(run.folder)}")
-        return run
-    if run := find_published_run(name):
+    elif run := find_published_run(name):
         print(f"{name}: the published run (you have none of your own)")
         warn_other_images(run, images)
-        return run
-    raise UserError(f"{name} is neither in {display_path(config.output_dir)} nor published: run "
-                    f"notebook {name.split('-')[0]} first.")  # fmt: skip
+    else:
+        raise UserError(f"{name} is neither in {display_path(config.output_dir)} nor published: "
+                        f"run its notebook first.")  # fmt: skip
+    return run
 
 
 def warn_other_images(run, images):
     """Says so where a run was trained on images that were prepared in another way."""
-    trained = run.info["images"]["preparation"]
-    if trained != images.preparation:
+    if (trained := run.info["images"]["preparation"]) != images.preparation:
         print(
             f"NOTE: trained on images resized by {trained}, applied here to images resized by "
             f"{images.preparation}: a network can take that difference for a sign of illness."

@@ -9,8 +9,7 @@ from cxr.files import PROJECT, UserError, checksum
 KAGGLE_NAME = "paultimothymooney/chest-xray-pneumonia"
 KAGGLE_HANDLE = f"{KAGGLE_NAME}/versions/2"
 KAGGLE_INPUT = Path("/kaggle/input")
-LOCAL_SET = PROJECT / "data" / "chest_xray"
-SAMPLE = PROJECT / "data" / "sample"
+LOCAL_SET, SAMPLE = PROJECT / "data" / "chest_xray", PROJECT / "data" / "sample"
 _DOWNLOAD_HINTS = {  # HTTP status, or kind of exception
     401: "Kaggle refuses the token found here. None is needed: remove ~/.kaggle/kaggle.json, "
     "KAGGLE_USERNAME and KAGGLE_KEY (in Colab also under Secrets)",
@@ -20,26 +19,24 @@ _DOWNLOAD_HINTS = {  # HTTP status, or kind of exception
     "what has arrived is kept",
     "Timeout": "the network is too slow at the moment; what has arrived is kept",
     "DataCorruptionError": "the download does not match its checksum and was deleted",
+    "RequestException": "Kaggle does not answer as it should: wait some minutes; what has arrived "
+    "is kept",
     "OSError": "look at the disk: the download takes 5 GB, unpacked. KAGGLEHUB_CACHE can name a "
     "folder on a larger one",
 }
 
 
 def find_root(folder):
-    """The folder that directly holds train/, val/ and test/, or None.
-
-    Kaggle's archive nests them in chest_xray/, with a second copy in chest_xray/chest_xray/
-    and a __MACOSX folder of leftovers; both are left alone.
-    """
-    folder = Path(folder)
-    for root in (folder, folder / "chest_xray", folder / "chest_xray" / "chest_xray"):
-        if any((root / split).is_dir() for split in ("train", "val", "test")):
-            return root
-    return None
+    """The folder that directly holds train/, val/ and test/, or None. Kaggle's archive nests them
+    in chest_xray/, with a second copy in chest_xray/chest_xray/, which is left alone."""
+    nested = (Path(folder), Path(folder, "chest_xray"), Path(folder, "chest_xray", "chest_xray"))
+    return next(
+        (r for r in nested if any((r / s).is_dir() for s in ("train", "val", "test"))), None
+    )
 
 
 def find_images(data, download=True):
-    """Finds the data set. Only the sample and a named folder are ever taken without being whole.
+    """Finds the data set; never falls back to anything in silence.
 
     Args:
         data: the setting CXR_DATA: a folder, "sample", "kaggle", or "" (look, else Kaggle).
@@ -55,29 +52,22 @@ def find_images(data, download=True):
     if data == "sample":
         check_sample()
         return SAMPLE, "sample"
+    owner, name = KAGGLE_NAME.split("/")
+    looked = (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name, LOCAL_SET)
+    places = {"": looked, "kaggle": ()}.get(data, (Path(data).expanduser(),))
     tried = []
-    if data not in ("", "kaggle"):
-        places = [(Path(data).expanduser(), f"CXR_DATA={data}")]
-    elif data == "":
-        owner, name = KAGGLE_NAME.split("/")
-        inputs = (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name)
-        places = [*((place, str(place)) for place in inputs), (LOCAL_SET, "data/chest_xray")]
-    else:
-        places = []
-    for folder, name in places:
+    for folder in places:
         if root := find_root(folder):
             return root, "folder"
         reason = "holds no train, val or test" if folder.is_dir() else "no such folder"
-        tried.append(f"{name}: {reason}")
+        tried.append(f"{folder}: {reason}")
     if data in ("", "kaggle"):
         if not download:
             return None, "kaggle"
         if root := _download(tried):
             return root, "kaggle"
     raise UserError(
-        "No chest X-ray images found. Tried:\n"
-        + "\n".join(f"  {number}. {line}" for number, line in enumerate(tried, 1))
-        + "\nWays out:\n"
+        "No chest X-ray images found. Tried:\n  " + "\n  ".join(tried) + "\nWays out:\n"
         "  - set DATA (CXR_DATA) to the folder that holds train, val and test;\n"
         "  - fetch the data set by hand into data/chest_xray, as data/README.md says;\n"
         "  - in a Kaggle notebook: Add Input, search chest-xray-pneumonia;\n"
@@ -91,47 +81,33 @@ def _download(tried):
         import kagglehub
 
         folder = kagglehub.dataset_download(KAGGLE_HANDLE)
-    except Exception as error:  # network, quota, disk: whatever it is, say it and go on
-        tried.append(f"download with kagglehub: {_download_hint(error)}")
+    except Exception as error:  # network, quota, disk. Its text can hold a token: only its kind
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hints = (_DOWNLOAD_HINTS.get(key) for key in (status, *kinds))
+        hint = next(filter(None, hints), "try again later, or fetch it by hand (data/README.md)")
+        tried.append(f"download with kagglehub: {kinds[0]}, HTTP status {status}: {hint}")
         return None
     if not (root := find_root(folder)):
-        tried.append(
-            f"kagglehub's download in {folder}: holds no train, val or test. Delete that folder "
-            "and run this cell again; where Colab mounted it, set DISABLE_COLAB_CACHE=1 first"
-        )
+        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete that "
+                     "folder and run this cell again; where Colab mounted it, set "
+                     "DISABLE_COLAB_CACHE=1 first")  # fmt: skip
     return root
-
-
-def _download_hint(error):
-    """What an exception of kagglehub means. Its own text can hold a token or a signed link, so
-    only its kind and HTTP status are shown."""
-    kinds = [kind.__name__ for kind in type(error).__mro__]
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    hint = next((_DOWNLOAD_HINTS[key] for key in (status, *kinds) if key in _DOWNLOAD_HINTS), None)
-    what = kinds[0] + (f", HTTP {status}" if status else "")
-    return f"{what}: {hint or 'try again later, or fetch it by hand (data/README.md)'}"
 
 
 def check_sample():
     """Raises UserError if data/sample is not what its manifest lists; names every file."""
-    manifest = SAMPLE / "manifest.csv"
     try:
-        expected = pd.read_csv(manifest).set_index("file")["sha256"].to_dict()
+        expected = pd.read_csv(SAMPLE / "manifest.csv").set_index("file")["sha256"].to_dict()
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{manifest} is missing or damaged ({type(error).__name__}): fetch the project again."
-        ) from error
-    found = {p.relative_to(SAMPLE).as_posix(): p for p in SAMPLE.glob("*/*/*") if p.name[0] != "."}
-    problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"{name}: not part of the sample" for name in sorted(found.keys() - expected)]
-    problems += [
-        f"{name}: changed"
-        for name in sorted(found.keys() & expected.keys())
-        if checksum(found[name]) != expected[name]
-    ]
+        expected, problems = {}, [f"manifest.csv: missing or damaged ({type(error).__name__})"]
+    else:
+        found = {p.relative_to(SAMPLE).as_posix() for p in SAMPLE.glob("*/*/[!.]*")}
+        problems = [f"{name}: missing" for name in sorted(expected.keys() - found)]
+        problems += [f"{name}: not part of the sample" for name in sorted(found - expected.keys())]
+        problems += [f"{name}: changed" for name in sorted(found & expected.keys())
+                     if checksum(SAMPLE / name) != expected[name]]  # fmt: skip
     if problems:
-        raise UserError(
-            f"{len(problems)} files in data/sample are not as they were published:\n"
-            + "\n".join(f"  {line}" for line in problems)
-            + "\nRestore them: git checkout data/sample, or fetch the project again."
-        )
+        raise UserError(f"data/sample is not as it was published ({len(problems)}):\n  "
+                        + "\n  ".join(problems) + "\nRestore it: git checkout data/sample, or "
+                        "fetch the project again.")  # fmt: skip

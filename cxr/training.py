@@ -13,6 +13,7 @@ from cxr.files import UserError, atomic_write, display_path
 from cxr.runs import find_own_run, find_published_run, warn_other_images
 
 FINISHED = 10**6  # an epoch beyond any: `fit` has nothing left to do
+_COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
 
 
 class TestAccuracy(keras.callbacks.Callback):
@@ -51,8 +52,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         settings: anything else the result depends on.
 
     Attributes:
-        history: DataFrame, one row per epoch: epoch (from 1), loss, accuracy, val_loss,
-            val_accuracy, seconds.
+        rows, history: one dict per epoch, and the DataFrame of them: epoch (from 1), loss,
+            accuracy, val_loss, val_accuracy, seconds.
         settings: all the training depends on, as JSON.
         is_new: whether there is anything that `save_run` must write.
     """
@@ -64,7 +65,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.early_stopping, self.shuffle, self.retrain = early_stopping, shuffle, retrain
         self.use_published, self.full_model, self.extra = use_published, full_model, settings
         self.path = config.output_dir / name / "training.npz"
-        self.settings, self.rows, self.saved, self.is_new = None, [], None, True
+        self.rows, self.counters, self.is_new = [], {}, True
 
     @property
     def history(self):
@@ -84,20 +85,19 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """
         self.settings = self._describe(model)
         if self.use_published:
-            run = find_published_run(self.name, need_weights=True)
-            if run is None:
+            if (run := find_published_run(self.name, need_weights=True)) is None:
                 raise UserError(f"No weights of {self.name} are published: untick "
                                 "USE_PUBLISHED_WEIGHTS and train.")  # fmt: skip
             return self._take(run, model, "the published run, not trained here")
         run = None if self.retrain else find_own_run(self.config, self.name)
-        if run is not None:
-            if changed := _differences(run.info["settings"], self.settings):
-                raise UserError(
-                    f"{display_path(run.folder)} holds a training with other settings ({changed})."
-                    " Tick RETRAIN to replace it, or set OUT (CXR_OUT) to another folder."
-                )
-            return self._take(run, model, f"trained before, in {display_path(run.folder)}")
-        return self._load_state(model)
+        if run is None:
+            return self._load_state(model)
+        if changed := _differences(run.info["settings"], self.settings):
+            raise UserError(
+                f"{display_path(run.folder)} holds a training with other settings ({changed}). "
+                "Tick RETRAIN to replace it, or set OUT (CXR_OUT) to another folder."
+            )
+        return self._take(run, model, f"trained before, in {display_path(run.folder)}")
 
     def _take(self, run, model, words):
         print(f"{self.name}: {words}, {len(run.history)} epochs. Its weights are loaded.")
@@ -119,10 +119,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                     raise zipfile.BadZipFile(f"bad CRC-32 of {bad}")
             with np.load(self.path, allow_pickle=False) as arrays:
                 state = json.loads(arrays["state"].tobytes())
-                groups = {
-                    group: [arrays[f"{group}_{number}"] for number in range(count)]
-                    for group, count in state["counts"].items()
-                }
+                groups = {group: [arrays[f"{group}_{number}"] for number in range(count)]
+                          for group, count in state["counts"].items()}  # fmt: skip
         except FileNotFoundError:
             return 0
         except Exception as error:  # a damaged zip raises nearly anything
@@ -134,50 +132,41 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             print(f"An unfinished training had other settings ({changed}): training starts anew.")
             return 0
         model.optimizer.build(model.trainable_variables)
-        for variables, values in (
-            (model.variables, groups["model"]),
-            (model.optimizer.variables, groups["optimizer"]),
-        ):
+        for variables, values in ((model.variables, groups["model"]),
+                                  (model.optimizer.variables, groups["optimizer"])):  # fmt: skip
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
-        self.rows, self.saved = state["history"], state["early_stopping"]
-        self.saved["best_weights"] = groups["best"]
+        self.rows = state["history"]
+        self.counters = {**state["counters"], "best_weights": groups["best"]}
         print(f"Going on after epoch {len(self.rows)} of a training that was interrupted.")
         return FINISHED if state["stopped"] else len(self.rows)
 
     def on_train_begin(self, logs=None):
-        for name, value in (self.saved or {}).items():  # early stopping has just reset itself
+        for name, value in self.counters.items():  # early stopping has just reset itself
             setattr(self.early_stopping, name, value)
 
     def on_train_end(self, logs=None):
-        if self.early_stopping.best_weights is not None:  # older Kerases restore on a stop only
+        if self.early_stopping.best_weights is not None:  # some Kerases restore on a stop only
             self.model.set_weights(self.early_stopping.best_weights)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.shuffle.epoch = epoch
-        self.began = time.perf_counter()
+        self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {name: float(value) for name, value in logs.items()}
+        measures = {name: float(value) for name, value in logs.items()}
         seconds = round(time.perf_counter() - self.began, 2)
-        self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds})
-        self._save_state()
-
-    def _save_state(self):
-        names = ("wait", "best", "best_epoch", "stopped_epoch")
+        self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
         groups = {
             "model": [variable.numpy() for variable in self.model.variables],
             "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
             "best": list(self.early_stopping.best_weights),
         }
         state = {
-            "settings": self.settings,
-            "retrain": self.retrain,
-            "history": self.rows,
+            "settings": self.settings, "retrain": self.retrain, "history": self.rows,
             "stopped": bool(self.model.stop_training),
-            "early_stopping": {n: float(getattr(self.early_stopping, n)) for n in names},
+            "counters": {name: float(getattr(self.early_stopping, name)) for name in _COUNTERS},
             "counts": {group: len(values) for group, values in groups.items()},
-        }
+        }  # fmt: skip
         arrays = {f"{g}_{n}": value for g, vs in groups.items() for n, value in enumerate(vs)}
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
         with atomic_write(self.path) as part, open(part, "wb") as file:
@@ -186,40 +175,38 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             self.config.drive.upload_state(self.path)
 
     def finish(self):
-        """Deletes the state: the run is saved. Called by `save_run`."""
+        """Deletes the state: `save_run` has just saved the run."""
         self.path.unlink(missing_ok=True)
-        if self.config.drive:
-            self.config.drive.upload(self.path.parent, "run.json", replace=self.retrain)
-            self.config.drive.delete(self.path)
+        if drive := self.config.drive:
+            drive.upload(self.path.parent, "run.json", replace=self.retrain)
+            if self.path.parent not in drive.pending:
+                drive.delete(self.path)
 
     def _describe(self, model):
         """All the result depends on, as JSON: two trainings with the same are the same."""
-
-        def nameless(config):
-            if isinstance(config, dict):
-                skip = ("name", "build_config", "registered_name", "module")
-                return {k: nameless(v) for k, v in config.items() if k not in skip}
-            return [nameless(v) for v in config] if isinstance(config, list | tuple) else config
-
-        early_stopping = self.early_stopping
+        stopping, optimizer = self.early_stopping, model.optimizer
+        layers = [
+            (type(layer).__name__, layer.count_params(),
+             None if isinstance(layer, keras.Model) else _nameless(layer.get_config()))
+            for layer in model.layers
+        ]  # fmt: skip
         settings = {
-            "seed": self.config.seed,
-            "mode": self.config.mode,
-            "images": self.images.fingerprint,
-            "train": self.shuffle.fingerprint,
-            "layers": [
-                [type(layer).__name__, layer.count_params()]
-                + ([] if isinstance(layer, keras.Model) else [nameless(layer.get_config())])
-                for layer in model.layers
-            ],
-            "optimizer": [type(model.optimizer).__name__, nameless(model.optimizer.get_config())],
-            "loss": model.loss if isinstance(model.loss, str) else model.loss.name,
-            "early_stopping": {"monitor": early_stopping.monitor,
-                               "patience": early_stopping.patience,
-                               "min_delta": abs(float(early_stopping.min_delta))},
+            "seed": self.config.seed, "mode": self.config.mode,
+            "images": self.images.fingerprint, "train": self.shuffle.fingerprint,
+            "layers": layers, "loss": getattr(model.loss, "name", model.loss),
+            "optimizer": [type(optimizer).__name__, _nameless(optimizer.get_config())],
+            "early_stopping": [stopping.monitor, stopping.patience, float(stopping.min_delta)],
             **self.extra,
         }  # fmt: skip
         return json.loads(json.dumps(settings, default=str))
+
+
+def _nameless(config):
+    """A layer's or optimizer's configuration without what differs from one object to the next."""
+    if isinstance(config, dict):
+        skip = ("name", "build_config", "registered_name", "module")
+        return {k: _nameless(v) for k, v in config.items() if k not in skip}
+    return [_nameless(v) for v in config] if isinstance(config, list | tuple) else config
 
 
 def _differences(old, new):
