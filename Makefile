@@ -1,22 +1,25 @@
-# The commands a person needs. `make` alone lists them.
-# DATA: a folder in Kaggle's layout, kaggle, or phantom.  PROFILE: smoke or full.
-# PUBLISHED=1: a study goes on from the runs in results/ instead of starting anew.
+# `make` lists the commands for everybody, `make help-all` the maintainers' as well.
+# DATA: a folder in Kaggle's layout, kaggle, or sample.  MODE: quick or full.
 PYTHON ?= python3
-DATA ?= $(or $(CXR_DATA),phantom)
-PROFILE ?= $(or $(CXR_PROFILE),smoke)
+MODE ?= $(or $(CXR_MODE),quick)
+DATA ?= $(CXR_DATA)
 SEED ?= $(or $(CXR_SEED),0)
+OUT ?= $(CXR_OUT)
 SEEDS ?= 0 1 2 3 4
-STEPS ?= seeds choices trials split
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SETTINGS = CXR_DATA="$(DATA)" CXR_PROFILE="$(PROFILE)" CXR_SEED="$(SEED)"
+SETTINGS = CXR_DATA="$(DATA)" CXR_MODE="$(MODE)" CXR_SEED="$(SEED)" CXR_OUT="$(OUT)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run publish study ledger test bench soak badges
+.PHONY: help help-all run test test-all results \
+	publish study bench kill-and-resume sample set-repository
 
-help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+help-all:  # list the maintainers' commands too
+	@grep -E '^[a-z-]+:.*# ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##? /\t/' | expand -t 18
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
@@ -25,29 +28,34 @@ $(READY): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-run: $(READY)  ## execute all notebooks (DATA=phantom PROFILE=smoke by default); NAMES=... for some, FIELDS="TRIAL=zoom"
-	$(SETTINGS) $(BIN)/python tests/tools/run.py $(FIELDS:%=--field %) $(NAMES)
+run: $(READY)  ## execute the notebooks: quick on the sample, or MODE=full DATA=folder; NAMES=... for some of them
+	$(SETTINGS) $(BIN)/python scripts/run_notebooks.py $(FIELDS:%=--field %) $(NAMES)
 
-publish: $(READY)  ## the same, and write the outputs over the committed notebooks
-	$(SETTINGS) $(BIN)/python tests/tools/run.py --publish $(NAMES)
-
-study: $(READY)  ## every stage and trial over SEEDS="0 1 2 3 4" (DATA=folder), into results/; goes on where it stopped
-	CXR_DATA="$(DATA)" $(BIN)/python tests/tools/study.py --seeds "$(SEEDS)" --steps "$(STEPS)" \
-		$(if $(PUBLISHED),--published)
-
-ledger: $(READY)  ## write results/claims.* and the README's tables anew from results/
-	$(BIN)/python tests/tools/ledger.py
-
-test: $(READY)  ## the whole test suite: ruff, pytest, and nbval on phantoms
+test: $(READY)  ## ruff, the tests, and the notebooks under nbval in quick mode
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
-bench: $(READY)  ## timings as ratios, into results/bench.json (DATA=folder ORIGINALS=folder)
-	CXR_DATA="$(DATA)" CXR_ORIGINALS="$(ORIGINALS)" $(BIN)/python tests/tools/bench.py
+test-all:  ## the same and the slow tests: a rehearsal of Colab (3 GB), the whole data set, all faults
+	@$(MAKE) --no-print-directory test PYTEST='-m ""'
 
-soak: $(READY)  ## kill -9 at N (50) random moments of all notebooks, into results/soak.json
-	$(BIN)/python tests/tools/soak.py --kills $(or $(N),50)
+results: $(READY)  ## write tables, figure and numbers in prose anew from results/
+	$(BIN)/python scripts/claims.py
 
-badges: $(READY)  ## REPO=owner/name: point badges and set-up cells at another public repository
-	$(BIN)/python tests/tools/badges.py $(REPO)
+publish: $(READY)  # run, then write outputs over the notebooks, results/ and weights/: MODE=full DATA=folder
+	$(SETTINGS) $(BIN)/python scripts/run_notebooks.py --publish $(NAMES)
+
+study: $(READY)  # every seed and ablation into results/: DATA=folder SEEDS="0 1 2" STEPS="main past"
+	$(SETTINGS) $(BIN)/python scripts/study.py --seeds $(SEEDS) $(if $(STEPS),--steps $(STEPS))
+
+bench: $(READY)  # timings as ratios, into results/bench.json: DATA=folder ORIGINALS=folder
+	$(SETTINGS) CXR_ORIGINALS="$(ORIGINALS)" $(BIN)/python benchmarks/bench.py $(NAMES)
+
+kill-and-resume: $(READY)  # kill -9 at KILLS (50) random moments of all notebooks
+	$(BIN)/python benchmarks/kill_and_resume.py --kills $(or $(KILLS),50)
+
+sample: $(READY)  # check data/sample against a whole copy, or draw it where it is not there: DATA=folder
+	$(BIN)/python scripts/make_sample.py $(if $(wildcard data/sample/manifest.csv),--check) "$(DATA)"
+
+set-repository: $(READY)  # REPO=owner/name: where badges and set-up cells find the project
+	$(BIN)/python scripts/set_repository.py $(REPO)

@@ -1,9 +1,8 @@
 """What the notebooks share: the report's own code, and the names they call from `cxr`.
 
-The notebooks tell the story: architecture, optimizer, `fit`, what a figure says. Here is what more
-than one of them needs, in their order: the split (01), CNN_1 (02), measures and baselines (02),
-InceptionV3 (04). The plumbing (finding and caching images, resuming, Drive) is in `cxr/`, which
-never imports this file.
+Here is what more than one of them needs, in their order: the split (01), CNN_1, measures and
+baselines (02), InceptionV3 (04). The plumbing (finding and caching images, resuming, Drive) is in
+`cxr/`, which never imports this file.
 """
 
 import cxr  # noqa: I001 - first: it keeps TensorFlow's start-up lines quiet
@@ -46,23 +45,17 @@ QUICK_TRAINING_IMAGES = 640  # of Kaggle's 5,216: as many as data/sample holds
 
 
 def assign_splits(metadata, config, by="image", fraction=0.2, stratify=True):
-    """Says for each image what it is used for (report, section Data).
+    """Says for each image what it is used for (report, section Data): `metadata` with a column
+    `split`, "train", "validation", "test" or "unused".
 
     A fifth of Kaggle's train folder becomes the validation set, drawn with the same share of
     each of the three classes, so that notebooks with two and with three classes share one split.
     Kaggle's own val folder stays out ("unused"): 16 images, none of them viral, are too few to
     stop a training by, and adding them would no longer be the report's 20%.
 
-    Args:
-        metadata: DataFrame of `ImageCache.metadata`.
-        config: `Config`; the same seed gives the same splits on any machine. Quick mode keeps
-            at most 640 images of Kaggle's train folder.
-        by: "image" as the report draws, or "patient": all images of a patient on one side.
-        fraction: share of the images, or of the patients, in Kaggle's train folder.
-        stratify: False to draw images without a look at their class; the report does not say.
-
-    Returns:
-        `metadata` with a column `split`: "train", "validation", "test" or "unused".
+    The same `config.seed` gives the same splits on any machine; quick mode keeps at most 640 images
+    of the train folder. Drawn is a `fraction` `by` "image" as in the report, or by "patient": all
+    images of one on one side. The report does not say whether it looked at classes (`stratify`).
     """
     seed = config.seed
     split = metadata["source_split"].map({"train": "train", "val": "unused", "test": "test"})
@@ -115,16 +108,9 @@ def cnn_1_layers(num_classes, dropout, seed):
 
 
 def build_cnn_1(num_classes, dropout, seed):
-    """CNN_1, as notebook 02 writes it: float32 (batch, 224, 224, 3) in [0, 1] to probabilities.
-
-    Args:
-        num_classes: 2 (266,306 parameters) or 3 (352,835).
-        dropout: rate before the dense layer; the report does not give it.
-        seed: of the initial weights, the flip and the dropout.
-
-    Returns:
-        An uncompiled keras.Sequential.
-    """
+    """CNN_1, as notebook 02 writes it: float32 (batch, 224, 224, 3) in [0, 1] to probabilities of
+    2 classes (266,306 parameters) or 3 (352,835); an uncompiled keras.Sequential. The report does
+    not give its `dropout` rate; `seed` is that of initial weights, flip and dropout."""
     keras.utils.set_random_seed(seed)
     flip = keras.layers.RandomFlip("horizontal", seed=seed)
     inputs = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
@@ -138,11 +124,8 @@ def build_optimizer():
 
 
 def layer_table(model):
-    """The layers as the report's summaries list them.
-
-    Returns:
-        DataFrame: layer (class), output shape (without the batch), parameters.
-    """
+    """The layers as the report's summaries list them, as a DataFrame: layer (class), output shape
+    (without the batch), parameters."""
     shape = model.input_shape
     rows = [("InputLayer", tuple(shape[1:]), 0)]
     for layer in model.layers:
@@ -162,12 +145,8 @@ def parameter_counts(model):
 
 
 def predict(model, images, rows, num_classes, batch_size=64):
-    """The model's probabilities, from pixels.
-
-    Returns:
-        DataFrame, one line per row: file, split, patient, true (class name), and a float column
-        of probabilities for each class, named after it.
-    """
+    """The model's probabilities, from pixels: a DataFrame, one line per row, of file, split,
+    patient, true (class name), and a float column for each class, named after it."""
     dataset = make_dataset(images, rows, num_classes, batch_size)
     return prediction_table(rows, num_classes, model.predict(dataset, verbose=0))
 
@@ -191,17 +170,12 @@ def predicted_classes(predictions):
 
 
 def evaluate(predictions):
-    """The measures of one model on one set of images.
+    """The measures of one model on one set of images, from a DataFrame of `predict`.
 
-    Args:
-        predictions: DataFrame of `predict`.
-
-    Returns:
-        dict: accuracy; accuracy_low and accuracy_high, a 95% confidence interval by patient
-        (`cluster_bootstrap_interval`); recall and precision, each by class; auc, area under the
-        ROC curve (3 classes: mean over one class against the rest). With 2 classes also
-        sensitivity (recall of pneumonia) and specificity (recall of normal). What cannot be
-        measured because a class has no image is None.
+    Returns a dict: accuracy; accuracy_low and accuracy_high, a 95% confidence interval by patient
+    (`cluster_bootstrap_interval`); recall and precision, each by class; auc, area under the ROC
+    curve (3 classes: mean over one against the rest); with 2 classes sensitivity (recall of
+    pneumonia) and specificity (of normal). None where a class has no image to measure it by.
     """
     names = class_names(predictions)
     y_true, y_pred = predictions["true"], predicted_classes(predictions)
@@ -245,16 +219,10 @@ def cluster_bootstrap_interval(values, patients):
 
 
 def baselines(images, train, rows, num_classes):
-    """What is reached without a network: the most frequent class of the training images, and
-    the 11 nearest neighbours among them on 32 x 32 pixels.
+    """What is reached without a network for `rows` of an `ImageCache`: the most frequent class of
+    the training images, and the 11 nearest neighbours among them on 32 x 32 pixels.
 
-    Args:
-        images: `ImageCache`.
-        train, rows: rows of the training images, and of those to classify.
-        num_classes: 2 or 3.
-
-    Returns:
-        dict from name to a DataFrame as `predict` returns.
+    Returns a dict from name to a DataFrame as `predict` returns.
     """
     models = {
         "majority class": DummyClassifier(strategy="most_frequent"),
@@ -269,14 +237,8 @@ def baselines(images, train, rows, num_classes):
 
 
 def metrics_table(predictions):
-    """One line of measures per model.
-
-    Args:
-        predictions: dict from a model's name to its DataFrame of `predict`.
-
-    Returns:
-        DataFrame of strings, indexed by model.
-    """
+    """One line of measures per model, from a dict of names to DataFrames of `predict`; a DataFrame
+    of strings, indexed by model."""
 
     def percent(value):
         return "-" if value is None else f"{value:.1%}"
@@ -295,41 +257,44 @@ def metrics_table(predictions):
 
 
 def save_run(checkpoint, model, predictions, full_model=None, **info):
-    """Saves a trained model, its history, predictions and measures as a finished run.
-
-    Args:
-        checkpoint: the `TrainingCheckpoint` it was trained with.
-        model: the model whose weights are kept.
-        predictions: DataFrame of `predict` on validation and test images.
-        full_model: the assembled model whose parameters count, where `model` is its head.
-        info: what else run.json should say.
-    """
-    if not checkpoint.is_new:
+    """Saves a model, its `TrainingCheckpoint`'s history, `predict`'s DataFrame for validation and
+    test images, and the measures, as a finished run. `full_model` is the assembled one, where only
+    its head is kept; `info` is what else run.json should say."""
+    if not checkpoint.is_new:  # it was loaded
         return
     total, trainable, _ = parameter_counts(full_model or model)
     runs.save_run(
         checkpoint.config, checkpoint.name, checkpoint.images, model,
         {"history.csv": checkpoint.history, "predictions.csv": predictions},
         settings=checkpoint.settings, parameters=total, trainable=trainable,
-        metrics={split: evaluate(table) for split, table in predictions.groupby("split")}, **info,
+        metrics={split: evaluate(table) for split, table in predictions.groupby("split")},
+        replace=checkpoint.retrain, **info,
     )  # fmt: skip
-    checkpoint.finish()
 
 
 # --- Notebook 04: InceptionV3 (report, section III b) -------------------------------------
 
 
 def inception_weights(config):
-    """What `keras.applications.InceptionV3` is given: (weights, file, in words).
-
-    Raises:
-        UserError: the named file is not there.
-    """
-    if config.inception in ("imagenet", "random"):
-        words = {"imagenet": "ImageNet weights", "random": "random weights, never trained"}
-        weights = "imagenet" if config.inception == "imagenet" else None
-        return weights, None, words[config.inception]
-    file = Path(config.inception).expanduser()
-    if not file.is_file():
-        raise UserError(f"CXR_INCEPTION_WEIGHTS={config.inception}: no such file.")
-    return None, file, f"the file {file.name}"
+    """Which weights InceptionV3 gets here: (argument of `keras.applications.InceptionV3`, file to
+    load afterwards or None, name for figures and tables). UserError where the file is not there, or
+    ImageNet's cannot be downloaded; quick mode goes on with random ones then, behind a banner."""
+    if config.inception not in ("imagenet", "random"):
+        file = Path(config.inception).expanduser()
+        if not file.is_file():
+            raise UserError(f"CXR_INCEPTION_WEIGHTS={config.inception}: no such file.")
+        return None, file, f"the file {file.name}"
+    if config.inception == "imagenet":
+        try:
+            keras.applications.InceptionV3(include_top=False, weights="imagenet")
+            return "imagenet", None, "ImageNet weights"
+        except Exception as error:  # a download fails in as many ways as the network has
+            if not config.quick:
+                raise UserError(
+                    f"ImageNet's weights cannot be downloaded ({type(error).__name__}). Run this "
+                    "cell again, or set CXR_INCEPTION_WEIGHTS to a weights file of "
+                    "InceptionV3(include_top=False)."
+                ) from error
+    line = "RANDOM WEIGHTS: no ImageNet here. What InceptionV3 says below means nothing."
+    print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}")
+    return None, None, "random weights, never trained"

@@ -1,6 +1,5 @@
-"""The plumbing behind the notebooks: what keeps a lost session from hurting.
-
-Nobody has to open this package to follow the notebooks. Each module stands on those below it:
+"""The plumbing behind the notebooks: nobody has to open it to follow them. Each module stands on
+those below it:
 
     config                 settings and set-up: the door, which knows paths, Drive and TensorFlow
     training, reference    the checkpoint callback; the published runs
@@ -20,14 +19,14 @@ VERSION = "2"  # of what notebooks and project expect of each other; the set-up 
 @contextlib.contextmanager
 def quiet_stderr():
     """TensorFlow's start-up lines go to file descriptor 2, past every Python setting."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+    saved = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(null)
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -14,62 +14,44 @@ def _label(layer):
     return f"{kinds[type(layer)]}\npool{stride}" if type(layer) in kinds else None
 
 
-def _drawn_inputs(layer, start):
+def _sources(layer, start):
     """The drawn layers, or the block's beginning, that feed a layer."""
     for tensor in keras.tree.flatten(layer.input):
         above = tensor._keras_history.operation
-        yield from (above,) if above is start or _label(above) else _drawn_inputs(above, start)
+        yield from (above,) if above is start or _label(above) else _sources(above, start)
 
 
 def plot_inception(model):
-    """InceptionV3's stem and its eleven mixed blocks, each with its branches side by side.
-
-    Args:
-        model: keras.applications.InceptionV3(include_top=False).
-
-    Returns:
-        (figure, convolutions): the matplotlib Figure, and how many convolutions are drawn.
-    """
+    """The stem and the eleven mixed blocks of keras.applications.InceptionV3(include_top=False),
+    each with its branches side by side. Returns the Figure and how many convolutions are drawn."""
     stem = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
     ends = [stem, *(model.get_layer(f"mixed{number}") for number in range(11))]
     figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
-    drawn = []
+    convolutions = 0
     for axis, start, end in zip(axes.flat, [model.layers[0], *ends], ends, strict=False):
-        edges, depth = _block(start, end)
+        block = model.layers[model.layers.index(start) + 1 : model.layers.index(end) + 1]
+        edges, depth = {}, {start: 0}  # what feeds each drawn layer; its longest way from start
+        for layer in (x for x in block if _label(x) or x is end):
+            edges[layer] = list(_sources(layer, start))
+            depth[layer] = 1 + max(depth[x] for x in edges[layer])
         last = [x for x in edges[end] if x is not start]
         place = {x: (number, depth[x]) for number, x in enumerate(last)}
-        for layer in sorted(edges, key=depth.get, reverse=True):  # stands above what it feeds
+        for layer in reversed(edges):  # stands above what it feeds
             if layer not in place and layer is not end:
                 below = [place[x][0] for x in edges if layer in edges[x] and x is not end]
                 place[layer] = (np.mean(below), depth[layer])
         place |= {x: ((len(last) - 1) / 2, depth[x]) for x in (start, end)}
-        for layer, above in edges.items():
-            for source in above:
-                arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
-                axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
+        for source, layer in ((x, layer) for layer, above in edges.items() for x in above):
+            arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
+            axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
         for layer, position in place.items():
             name = "input" if layer is start else _label(layer) or "concat"
             colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
             box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
             axis.text(*position, name, ha="center", va="center", fontsize=8, bbox=box)
-        drawn += [layer for layer in edges if isinstance(layer, keras.layers.Conv2D)]
+        convolutions += sum(isinstance(layer, keras.layers.Conv2D) for layer in edges)
         axis.set(xlim=(-0.6, max(len(last) - 0.4, 0.6)), ylim=(depth[end] + 0.5, -0.5))
         name = "stem" if end is stem else end.name
         axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
         axis.axis("off")
-    return figure, len(drawn)
-
-
-def _block(start, end):
-    """(edges, depth) of a block: what feeds each layer, and its longest way from the start."""
-    edges, waiting, depth = {}, [end], {start: 0}
-    while waiting:
-        layer = waiting.pop()
-        if layer is not start and layer not in edges:
-            edges[layer] = list(_drawn_inputs(layer, start))
-            waiting += edges[layer]
-    while len(depth) <= len(edges):
-        for layer, above in edges.items():
-            if layer not in depth and all(x in depth for x in above):
-                depth[layer] = 1 + max(depth[x] for x in above)
-    return edges, depth
+    return figure, convolutions

@@ -1,5 +1,6 @@
 """All images decoded and resized once, in one array that is mapped instead of read."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -24,27 +25,16 @@ KNOWN_TEST_IMAGES = {  # first 12 digits of a test set's fingerprint: how it was
 
 @dataclasses.dataclass(frozen=True)
 class ImageCache:
-    """The whole data set, decoded and resized once.
+    """The whole data set, decoded and resized once."""
 
-    Attributes:
-        metadata: DataFrame of `read_metadata`, and of each original: width, height, mode.
-        pixels: memory-mapped uint8, (images, 224, 224) if the three channels are equal
-            everywhere, else (images, 224, 224, 3); row i belongs to row i of `metadata`.
-        source: "kaggle", "folder" or "sample".
-        label: names the set in results: "kaggle", "sample" or the folder's own name.
-        fingerprint, test_fingerprint: SHA-256 of names and pixels, of all and of test images.
-        root: folder of the files, or None in a Colab session that found the array on Drive.
-        folder: of the cached array.
-    """
-
-    metadata: pd.DataFrame
-    pixels: np.memmap
-    source: str
-    label: str
-    fingerprint: str
-    test_fingerprint: str
-    root: Path | None
-    folder: Path
+    metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height, mode
+    pixels: np.memmap  # uint8, (images, 224, 224), or with a last axis of 3 for colour; row by row
+    source: str  # "kaggle", "folder" or "sample"
+    label: str  # names the set in results: "kaggle", "sample" or the folder's own name
+    fingerprint: str  # SHA-256 of names and pixels
+    test_fingerprint: str  # of the test images alone
+    root: Path | None  # of the files; None in a Colab session that found the array on Drive
+    folder: Path  # of the cached array
 
     @property
     def name(self):
@@ -64,48 +54,29 @@ class ImageCache:
             return "nearest neighbours"
         return KNOWN_TEST_IMAGES.get(self.test_fingerprint[:12], "an unknown copy")
 
-    def read(self, rows, flipped=None):
-        """uint8 pixels of some rows (numbers), in memory; `flipped` (bool per row) mirrors them.
-
-        Mapped anew each time: what a map has touched counts as memory as long as it is open.
-        """
-        pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")[rows]
-        if flipped is not None:
-            pixels[flipped] = pixels[flipped][:, :, ::-1]
-        return pixels
+    def read(self, rows):
+        """uint8 pixels of some rows (numbers), in memory. Mapped anew each time: what a map has
+        touched counts as memory as long as it is open."""
+        return np.load(self.folder / "pixels.npy", mmap_mode="r")[rows]
 
 
 def load_images(config, need_files=False):
     """Finds, checks and caches the images, or maps the array an earlier run cached.
 
-    The array is found again by the names, sizes and times of the files it was made from; the
-    sample and a downloaded set by name, so that a new Colab session needs no download.
-
-    Args:
-        config: `Config`.
-        need_files: whether the files themselves are needed, not only the cached array.
-
-    Returns:
-        `ImageCache`.
-
-    Raises:
-        UserError: nothing found, or files that cannot be used (all of them, by name).
+    The array is found again by names, sizes and times of the files; the sample by its manifest and
+    a downloaded set by name, so that a new Colab session downloads only if `need_files`. Returns an
+    `ImageCache`; UserError where nothing is found, or for files that cannot be used (all of them).
     """
     started = time.perf_counter()
     root, source = find_images(config.data, download=need_files)
-    images = None if root else _open_cache(config, config.cache_dir / "images-kaggle-2")
+    folder = config.cache_dir / f"images-{_key(root, source)}"
+    images = _open_cache(config, folder, root)
     if images is None:
-        if root is None:
-            root, source = find_images(config.data)
-        metadata = read_metadata(root)
-        fixed = {"kaggle": "kaggle-2", "sample": "sample"}  # known to the byte
-        folder = config.cache_dir / f"images-{fixed.get(source) or _key(root, metadata)}"
+        root, source = (root, source) if root else find_images(config.data)
+        _build_cache(folder, root, source, read_metadata(root))
         images = _open_cache(config, folder, root)
-        if images is None:
-            _build_cache(folder, root, source, metadata)
-            images = _open_cache(config, folder, root)
-            if config.drive:
-                config.drive.upload(folder, "info.json")
+        if config.drive:
+            config.drive.upload(folder / "info.json")
     print(
         f"images   {len(images.metadata):,} from {images.name} (resized by {images.preparation}), "
         f"fingerprint {images.fingerprint[:12]}, ready in {time.perf_counter() - started:.1f} s"
@@ -113,21 +84,23 @@ def load_images(config, need_files=False):
     return images
 
 
-def _key(root, metadata):
+def _key(root, source):
+    if source == "kaggle":
+        return "kaggle-2"
+    if source == "sample":  # just checked to the byte
+        return f"sample-{checksum(root / 'manifest.csv')[:16]}"
     digest = hashlib.sha256()
-    for file in metadata["file"]:
-        try:
+    for file in read_metadata(root)["file"]:
+        with contextlib.suppress(OSError):  # a broken link: reported by name when it is read
             status = os.stat(root / file)
             digest.update(f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-        except OSError as error:  # a broken link: reported by name when it is read
-            digest.update(f"{file}\t{error.strerror}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _open_cache(config, folder, root=None):
+def _open_cache(config, folder, root):
     """The cached array of this folder, checked; None where there is none or it is damaged."""
     if config.drive:
-        config.drive.download(folder, "info.json")
+        config.drive.download(folder / "info.json")
     try:
         info = files.read_json(folder / "info.json")
         for name, expected in info.pop("files").items():
@@ -167,8 +140,8 @@ def _build_cache(folder, root, source, metadata):
     colour = any(pixels.ndim == 3 for pixels in arrays)
     pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
     metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
-    with atomic_write(folder / "pixels.npy") as part, open(part, "wb") as file:
-        np.save(file, pixels)
+    with atomic_write(folder / "pixels.npy") as part:
+        np.save(part, pixels)
     with atomic_write(folder / "metadata.csv") as part:
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import platform
-import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,28 +22,16 @@ KAGGLE_WORKING = Path("/kaggle/working")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of one notebook run, resolved.
+    """The settings of one notebook run, resolved."""
 
-    Attributes:
-        data: a folder, "kaggle", "sample", or "" (look for a folder, else Kaggle).
-        mode: "full" as the report trains, or "quick": the sample, a few epochs, same layers.
-        seed: drives the split, the initial weights, the shuffling and the flips.
-        output_dir: folder of runs; full and quick runs and other seeds never share one.
-        cache_dir: folder of cached images and frozen features.
-        drive: `DriveSync` that copies to Drive what is worth keeping (Colab), or None.
-        inception: "imagenet", a weights file for InceptionV3, or "random" (for tests).
-        device: what trains here, in words.
-        started: monotonic clock at the set-up, in seconds.
-    """
-
-    data: str
-    mode: str
-    seed: int
-    output_dir: Path
-    cache_dir: Path
-    drive: DriveSync | None
-    inception: str
-    device: str
+    data: str  # a folder, "kaggle", "sample", or "": look for a folder, else Kaggle
+    mode: str  # "full" as the report trains, or "quick": the sample, a few epochs, same layers
+    seed: int  # of the split, the initial weights, the order and the flips
+    output_dir: Path  # of runs; full and quick runs and other seeds never share one
+    cache_dir: Path  # of cached images and frozen features
+    drive: DriveSync | None  # copies to Drive what is worth keeping (Colab)
+    inception: str  # "imagenet", a weights file for InceptionV3, or "random" (for tests)
+    device: str  # what trains here, in words
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -57,13 +45,8 @@ def setup(data="", mode="", seed="", out=""):
 
     Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
     means the environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the
-    default. CXR_INCEPTION_WEIGHTS is read from the environment alone.
-
-    Returns:
-        `Config`.
-
-    Raises:
-        UserError: a setting that cannot be, or an output folder that cannot be written.
+    default. CXR_INCEPTION_WEIGHTS is read from the environment alone. Returns a `Config`;
+    UserError for a setting that cannot be, or an output folder that cannot be written.
     """
 
     def setting(value, name, default):
@@ -72,7 +55,7 @@ def setup(data="", mode="", seed="", out=""):
     mode, seed = setting(mode, "MODE", "full"), setting(seed, "SEED", "0")
     if mode not in ("full", "quick"):
         raise UserError(f"MODE (CXR_MODE) is {mode!r}: say full or quick.")
-    if not re.fullmatch(r"\d{1,9}", seed):
+    if not (seed.isdecimal() and len(seed) < 10):
         raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
     out, drive = _output_folder(setting(out, "OUT", ""))
     config = Config(
@@ -85,17 +68,16 @@ def setup(data="", mode="", seed="", out=""):
         inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
         device=device_name(),
     )
-    for folder in (config.output_dir, config.cache_dir):
-        try:
+    try:
+        for folder in (config.output_dir, config.cache_dir):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(f"Cannot write in {folder} ({error.strerror}). Set OUT (CXR_OUT) to a "
-                            "folder that can be written.") from error  # fmt: skip
-    if config.drive:  # what was made while Drive could not be reached
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"Cannot write in {out} ({error.strerror}). Set OUT (CXR_OUT) to a folder "
+                        "that can be written.") from error  # fmt: skip
+    if drive:  # what was made while Drive could not be reached
         for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
-            config.drive.upload(marker.parent, marker.name)
+            config.drive.upload(marker)
     keras.utils.set_random_seed(config.seed)
     if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
         tf.config.experimental.enable_op_determinism()
@@ -107,17 +89,13 @@ def setup(data="", mode="", seed="", out=""):
         f"results  {where}"
     )
     if not config.quick and not accelerators():
-        print("no GPU   training takes minutes to half an hour a notebook on 2 CPU cores. "
-              + _FASTER["colab" if in_colab() else "kaggle" if KAGGLE_WORKING.is_dir() else ""]
-              )  # fmt: skip
+        faster = "MODE = quick takes a minute"
+        if in_colab():
+            faster = "Faster: Runtime > Change runtime type > T4 GPU, then run all again"
+        elif KAGGLE_WORKING.is_dir():
+            faster = "Faster: Settings > Accelerator, then run all again"
+        print("no GPU   training takes minutes to half an hour a notebook on 2 CPU cores.", faster)
     return config
-
-
-_FASTER = {
-    "colab": "Faster: Runtime > Change runtime type > T4 GPU, then run all again",
-    "kaggle": "Faster: Settings > Accelerator, then run all again",
-    "": "MODE = quick takes a minute",
-}
 
 
 def _output_folder(setting):
@@ -145,15 +123,9 @@ def device_name():
 
 
 def strategy(devices=None):
-    """How training is spread: over all GPUs where there are two or more, over a TPU's cores,
-    else not at all. Build and compile a model inside `with utils.strategy().scope():`.
-
-    Args:
-        devices: names of devices to use instead, for instance ["CPU:0", "CPU:1"].
-
-    Returns:
-        A tf.distribute.Strategy.
-    """
+    """How training is spread: over all GPUs where there are two or more, over a TPU's cores, else
+    not at all; or over `devices`, for instance ["CPU:0", "CPU:1"]. Build and compile a model
+    inside `with utils.strategy().scope():`."""
     kinds = [device.device_type for device in accelerators()]
     if devices or kinds.count("GPU") > 1:
         return tf.distribute.MirroredStrategy(devices)

@@ -1,8 +1,7 @@
-"""Copies on Google Drive of the folders a session wants to keep. Knows paths and bytes only.
+"""Copies on Google Drive of what a session wants to keep. Knows paths and bytes only.
 
-Work goes on in local files alone. A folder is complete when its marker (a JSON file whose `files`
-maps names to SHA-256) is there, so the marker is copied last, in both directions. Nothing that
-fails on Drive stops a notebook: it is said once and offered again with the next folder.
+A folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256; so
+the marker is copied last, in both directions. Nothing that fails on Drive stops a notebook.
 """
 
 import contextlib
@@ -32,29 +31,23 @@ def mount():
         drive.mount(str(DRIVE))
         return True
     except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
-        print(
-            f"Drive was not mounted ({type(error).__name__}: {error}): what this session makes "
-            "stays on Colab's disk and is lost with it. Run this cell again to retry."
-        )
+        reason = f"{type(error).__name__}: {error}"
+        print(f"Drive was not mounted ({reason}): what this session makes stays on Colab's disk "
+              "and is lost with it. Run this cell again to retry.")  # fmt: skip
         return False
 
 
 class DriveSync:
-    """Keeps folders on Drive like those on the session's own disk.
-
-    Attributes:
-        local, remote: the two folders whose contents correspond.
-        pending: dict from a local folder that Drive has not taken yet to (marker, replace).
-        last_error: why, in words, else None.
-    """
+    """Keeps files below `remote`, on Drive, like those below `local`; paths given are local ones.
+    `pending` maps markers that Drive has not taken to whether they replace others there."""
 
     def __init__(self, local, remote):
-        self.local, self.remote = Path(local), Path(remote)
+        self.local, self.remote = local, remote
         self.pending, self.last_error, self.state_copied = {}, None, time.monotonic()
 
     def remote_path(self, path):
         """The path on Drive of a local file or folder."""
-        return self.remote / Path(path).relative_to(self.local)
+        return self.remote / path.relative_to(self.local)
 
     def describe(self, folder):
         """Where a folder is kept, in words."""
@@ -62,69 +55,50 @@ class DriveSync:
             return f"{folder}, not on Drive ({self.last_error}): it is lost with this session"
         return f"{self.remote_path(folder)} (Drive; a copy of {folder})"
 
-    def upload(self, folder, marker, replace=False):
-        """Copies a complete folder to Drive, and what was pending before it.
-
-        Args:
-            folder: local folder.
-            marker: name of its marker file.
-            replace: whether a different complete folder on Drive is overwritten.
-        """
-        self.pending[Path(folder)] = (marker, replace)
-        for waiting, settings in list(self.pending.items()):
+    def upload(self, marker, replace=False):
+        """Copies a complete folder to Drive, and what was pending before it. A different one there
+        is overwritten only if `replace`. Returns whether nothing is left to do."""
+        self.pending[marker] = replace
+        for waiting, replaces in list(self.pending.items()):
             with self._tolerant():
-                self._upload(waiting, *settings)
+                self._upload(waiting, replaces)
                 del self.pending[waiting]
         if self.last_error and not self.pending:
             print("Drive takes files again.")
             self.last_error = None
+        return marker not in self.pending
 
-    def _upload(self, folder, marker, replace):
-        remote, failed = self.remote_path(folder), None
+    def _upload(self, marker, replace):
         self._check_mounted()
-        if not (folder / marker).exists():  # deleted meanwhile
+        remote = self.remote_path(marker)
+        if not marker.exists():  # deleted meanwhile
             return
-        if (remote / marker).exists():
-            if filecmp.cmp(folder / marker, remote / marker, shallow=False):
+        if remote.exists():
+            if filecmp.cmp(marker, remote, shallow=False):
                 return
             if not replace:
+                folder = marker.parent
                 print(f"Drive has another finished {folder.name} and keeps it; this session's "
                       f"stays in {folder}. RETRAIN replaces Drive's.")  # fmt: skip
                 return
-            (remote / marker).unlink()
-        for name in read_json(folder / marker)["files"]:
-            try:
-                self._copy(folder / name, remote / name)
-            except (OSError, UserError) as error:  # one that does not fit holds no other back
-                failed = error
-        if failed:
-            raise failed
-        self._copy(folder / marker, remote / marker)
+            remote.unlink()
+        self._copy_folder(marker, remote)
 
-    def _copy(self, source, target):
-        self._check_mounted()  # else writing would make folders under the mount point
-        if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-            with atomic_write(target) as part:
-                shutil.copyfile(source, part)
-
-    def download(self, folder, marker):
-        """Fetches a folder that is complete on Drive and not here."""
-        folder, remote = Path(folder), self.remote_path(folder)
+    def download(self, path):
+        """Fetches a file that is on Drive and not here; a marker after the files it names."""
+        remote = self.remote_path(path)
         with self._tolerant():
-            if (folder / marker).exists() or not (remote / marker).exists():
+            if path.exists() or not remote.exists():
                 return
+            copy = self._copy_folder if path.suffix == ".json" else self._copy
             try:
-                for name, expected in read_json(remote / marker)["files"].items():
-                    with atomic_write(folder / name) as part:
-                        shutil.copyfile(remote / name, part)
-                        if checksum(part) != expected:
-                            raise FileNotFoundError(errno.ENOENT, f"{name} is not what it was")
-                self._copy_here(remote / marker, folder / marker)
+                copy(remote, path)
             except (FileNotFoundError, UserError) as error:
                 if error.__cause__:  # not Drive's fault: this machine's disk is full
                     raise
-                print(f"{remote} is damaged ({error}): it is not used, and made again.")
-                (remote / marker).unlink()
+                reason = getattr(error, "strerror", None) or error
+                print(f"{remote.parent} is damaged ({reason}): it is not used, and made again.")
+                remote.unlink()
 
     def upload_state(self, path):
         """Copies the state of a running training now and then, over the old copy: Drive's bin
@@ -136,21 +110,32 @@ class DriveSync:
                 shutil.copyfile(path, self.remote_path(path))
             self.state_copied = time.monotonic()
 
-    def download_state(self, path):
-        """Fetches the state of an interrupted training, if Drive has one and this machine not."""
-        with self._tolerant():
-            if not path.exists() and self.remote_path(path).exists():
-                self._copy_here(self.remote_path(path), path)
-
     def delete(self, path):
         """Deletes Drive's copy of a file."""
         with self._tolerant():
             self.remote_path(path).unlink(missing_ok=True)
 
-    @staticmethod
-    def _copy_here(source, target):
+    def _copy_folder(self, source, target):
+        """Copies the files that a marker names, and then the marker."""
+        failed = None
+        for name, expected in read_json(source)["files"].items():
+            try:
+                self._copy(source.with_name(name), target.with_name(name), expected)
+            except (OSError, UserError) as error:  # one that does not fit holds no other back
+                failed = error
+        if failed:
+            raise failed
+        self._copy(source, target)
+
+    def _copy(self, source, target, expected=None):
+        """Copies a file, and sees that its checksum is `expected`."""
+        self._check_mounted()  # else writing would make folders under the mount point
+        if target.exists() and filecmp.cmp(source, target, shallow=False):
+            return
         with atomic_write(target) as part:
             shutil.copyfile(source, part)
+            if expected and checksum(part) != expected:
+                raise UserError(f"{source.name} is not what it was")
 
     def _check_mounted(self):
         """MyDrive, or the folder of shared drives, is there when Drive is. It is never made
@@ -164,7 +149,7 @@ class DriveSync:
         try:
             yield
         except (OSError, UserError) as error:
-            if isinstance(error, UserError) and str(self.remote) not in str(error):
+            if error.__cause__ and str(self.remote) not in str(error):
                 raise  # this machine's disk is full
             reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
             if not self.last_error:

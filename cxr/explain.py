@@ -13,10 +13,7 @@ from cxr.images import IMAGE_SIZE, downsample, read_image
 
 def load_user_image(path):
     """An image of one's own, resized as the data set was: uint8 (224, 224) or (224, 224, 3).
-
-    Raises:
-        UserError: the file is not there or is no picture that can be used.
-    """
+    UserError where the file is not there or is no picture that can be used."""
     try:
         return read_image(Path(path).expanduser())[0]
     except Exception as error:
@@ -31,20 +28,14 @@ def out_of_distribution_warnings(pixels, images, train):
 
     A network answers whatever it is shown, a flower too. So: colour, hardly any contrast, and a
     picture that none of 500 training images resembles as closely (correlation of 32 x 32 means)
-    as 99 of 100 of them resemble another.
-
-    Args:
-        pixels: uint8 (224, 224) or (224, 224, 3).
-        images: `ImageCache`.
-        train: rows of the training images.
+    as 99 of 100 of them resemble another. `pixels` is as `load_user_image` gives it, `train` are
+    rows of the `ImageCache`.
     """
     rows = train.sample(min(500, len(train)), random_state=0).index.to_numpy()
     nearest = NearestNeighbors(n_neighbors=1, metric="correlation")
     nearest.fit(downsample(images.read(rows)))
     usual = np.quantile(nearest.kneighbors()[0], 0.99)
-    warnings = []
-    if pixels.ndim == 3:
-        warnings.append("it has colours, which X-rays have not")
+    warnings = ["it has colours, which X-rays have not"] if pixels.ndim == 3 else []
     if pixels.std() < 10:
         warnings.append("it is nearly blank")
     elif nearest.kneighbors(downsample(pixels[None]))[0].item() > usual:
@@ -54,20 +45,15 @@ def out_of_distribution_warnings(pixels, images, train):
 
 def hires_cam(model, pixels, class_number):
     """Where a picture speaks for a class: HiResCAM (Draelos and Carin, 2020) at the feature maps
-    of the frozen network inside `model` (26 x 26 places in notebook 05).
+    of the frozen network inside `model`, of notebook 04 or 05 (there 26 x 26 places).
 
     The maps are weighted by the gradient of the class's logit against the other classes'
     (log-sum-exp); what speaks against the class is cut off. Grad-CAM averages that gradient over
     each map first, which suits networks that end in global average pooling. These end in layers
     that know places, so each place keeps its own gradient.
 
-    Args:
-        model: an assembled model of notebook 04 or 05, its last layer a softmax.
-        pixels: float32 (224, 224, 3) in [0, 1].
-        class_number: position of the class in CLASS_NAMES.
-
-    Returns:
-        float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
+    `pixels` is float32 (224, 224, 3) in [0, 1], `class_number` the position in CLASS_NAMES.
+    Returns float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
     """
     frozen = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     *head, softmax = model.layers[model.layers.index(frozen) + 1 :]

@@ -1,5 +1,6 @@
 """What a frozen network makes of every image, as it is and mirrored, computed once."""
 
+import contextlib
 import hashlib
 
 import keras
@@ -19,17 +20,11 @@ class FrozenFeatures:
     per image, the same training as with the frozen part inside the model.
 
     Args:
-        config: `Config`.
-        images: `ImageCache`.
-        rows: rows of `images.metadata`, of training and validation images at least.
-        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features; it is run
-            in inference mode.
-        name: for the file's name and the progress bar.
-
-    Attributes:
-        path: float16 .npy file, (images, 2, *shape); version 1 is the mirrored one.
-        shape: of one image's features.
-        fingerprint: names what makes them: frozen weights and layers, images, scaling.
+        config, images: `Config`, `ImageCache`.
+        rows: of `images.metadata`, the training and validation images at least.
+        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features of some
+            `shape`; it is run in inference mode.
+        name: for the progress bar and for `path`, a float16 .npy file, (images, 2, *shape).
     """
 
     def __init__(self, config, images, rows, frozen, name):
@@ -45,14 +40,12 @@ class FrozenFeatures:
         self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
 
     def compute(self):
-        """Computes the features, or finds them in the cache.
-
-        Raises:
-            UserError: too little free disk; the message says how much is needed.
-        """
+        """Computes the features, or finds them in the cache. UserError where the disk has too
+        little room; the message says how much is needed."""
         shape = (len(self.rows), 2, *self.shape)
-        if self._is_complete(shape):
-            return
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
+            if np.load(self.path, mmap_mode="r").shape == shape:
+                return
         size = 2 * int(np.prod(shape))
         check_space(self.path.parent, size, f"The features of {self.name}")
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
@@ -69,16 +62,9 @@ class FrozenFeatures:
                 bar.update(len(pixels))
         print(f"features of {self.name}: {shape} float16, {size / 1e9:.2f} GB, computed once")
 
-    def _is_complete(self, shape):
-        try:
-            return np.load(self.path, mmap_mode="r").shape == shape
-        except (OSError, ValueError, EOFError):  # not there, or cut off
-            return False
-
-    def read(self, rows, flipped=None):
+    def read(self, rows, flipped=0):
         """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`."""
         positions = self.rows.index.get_indexer(rows)
         if (positions < 0).any():
             raise KeyError("images of which no features were computed")
-        version = 0 if flipped is None else flipped.astype(int)
-        return np.load(self.path, mmap_mode="r")[positions, version]
+        return np.load(self.path, mmap_mode="r")[positions, np.asarray(flipped, int)]

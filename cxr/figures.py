@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn import metrics
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from cxr.explain import hires_cam
 from cxr.images import to_rgb
@@ -21,8 +21,7 @@ plt.rcParams.update({
 
 
 def show_images(images, rows, titles, columns=6):
-    """A grid of cached images: `rows` of `images.metadata`, with one title each; returns the
-    matplotlib Figure."""
+    """A grid of cached images: `rows` of `images.metadata`, with one title each."""
     lines = -(-len(rows) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(1.35 * columns, 1.6 * lines), squeeze=False, layout="constrained"
@@ -36,16 +35,8 @@ def show_images(images, rows, titles, columns=6):
 
 
 def plot_history(history, reported_epochs, title):
-    """Loss and accuracy of training and validation over the epochs (report, Figs. 4, 6, 9, 12).
-
-    Args:
-        history: DataFrame of `TrainingCheckpoint.history`.
-        reported_epochs: after which the report's training stopped.
-        title: of the figure.
-
-    Returns:
-        The matplotlib Figure.
-    """
+    """Loss and accuracy of training and validation (report, Figs. 4, 6, 9, 12) over the epochs of
+    a `TrainingCheckpoint.history`; `reported_epochs` is where the report's training stopped."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     best, last = history.loc[history["val_loss"].idxmin(), "epoch"], len(history)
     stops = {
@@ -54,62 +45,44 @@ def plot_history(history, reported_epochs, title):
         f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
     }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        epochs, style = history["epoch"], {"markersize": 3}
-        axis.plot(epochs, history[name], "-o", color=TRAINING, label="training", **style)
-        axis.plot(epochs, history[f"val_{name}"], "--s", color=VALIDATION, label="validation",
-                  **style)  # fmt: skip
+        lines = history.set_index("epoch")[[name, f"val_{name}"]]
+        lines.columns = "training", "validation"
+        lines.plot(ax=axis, style=["-o", "--s"], color=[TRAINING, VALIDATION], markersize=3)
         for label, (epoch, colour, style) in stops.items():
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
-        axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
+        axis.set(ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = axes[0].get_legend_handles_labels()
+        axis.get_legend().remove()
+    handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(title)
     return figure
 
 
 def plot_confusion(predictions, title, report=None):
-    """Confusion matrix, counts and percent of each true class (report, Figs. 5, 7, 10, 13).
-
-    Args:
-        predictions: DataFrame of `predict`.
-        title: of the figure.
-        report: the report's own matrix in counts, drawn beside it.
-
-    Returns:
-        The matplotlib Figure.
-    """
+    """Confusion matrix of a `predict`'s DataFrame, counts and percent of each true class (report,
+    Figs. 5, 7, 10, 13); beside it the `report`'s own, in counts."""
     names = list(CLASS_NAMES[2 if "pneumonia" in predictions else 3])
     predicted = predictions[names].idxmax(axis=1)
-    matrices = {title: metrics.confusion_matrix(predictions["true"], predicted, labels=names)}
+    matrices = {title: confusion_matrix(predictions["true"], predicted, labels=names)}
     if report is not None:
         matrices["The report"] = np.asarray(report)
     figure, axes = plt.subplots(1, len(matrices), figsize=(3.6 * len(matrices), 3.3),
                                 squeeze=False, layout="constrained")  # fmt: skip
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), share in np.ndenumerate(shares):
-            axis.text(column, row, f"{matrix[row, column]}\n{share:.1%}", ha="center",
-                      va="center", color="white" if share > 0.5 else "black")  # fmt: skip
+        display = ConfusionMatrixDisplay(shares, display_labels=names)
+        display.plot(ax=axis, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+        for place, text in np.ndenumerate(display.text_):
+            text.set_text(f"{matrix[place]}\n{shares[place]:.1%}")
         axis.set(title=name, xlabel="predicted", ylabel="true")
-        axis.set_xticks(range(len(names)), names)
         axis.set_yticks(range(len(names)), names, rotation=90, va="center")
     return figure
 
 
 def plot_prediction(model, pixels, num_classes, title):
-    """One image, where it speaks for the model's prediction (`hires_cam`), the probabilities.
-
-    Args:
-        model: an assembled model of notebook 04 or 05.
-        pixels: uint8 (224, 224) or (224, 224, 3).
-        num_classes: 2 or 3.
-        title: of the figure.
-
-    Returns:
-        The matplotlib Figure.
-    """
+    """One image (uint8 (224, 224) or (224, 224, 3)), where it speaks for the prediction of an
+    assembled model of notebook 04 or 05 (`hires_cam`), and the probabilities."""
     floats, names = to_rgb(pixels).astype("float32") / 255, CLASS_NAMES[num_classes]
     probabilities = model(floats[None], training=False)[0].numpy()
     predicted = int(probabilities.argmax())

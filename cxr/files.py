@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS, WEIGHTS = PROJECT / "results", PROJECT / "weights"
+_MORE_SPACE = "Free some, or set OUT (CXR_OUT) to a folder on a larger disk."
 
 
 class UserError(RuntimeError):
@@ -27,18 +28,14 @@ def display_path(path):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Gives a temporary path beside `path`, which takes its name only when the block succeeds.
-
-    Raises:
-        UserError: the disk is full; nothing half-written is left.
-    """
-    path = Path(path)
+    """Gives a temporary path beside `path`, of the same ending, that takes its name only when the
+    block succeeds. UserError where the disk is full; nothing half-written is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.part"):  # of a killed run
+    for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 3600:
                 stale.unlink()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -52,15 +49,11 @@ def atomic_write(path):
         part.unlink(missing_ok=True)
 
 
-_MORE_SPACE = "Free some, or set OUT (CXR_OUT) to a folder on a larger disk."
-
-
 def check_space(folder, size, what):
     """Raises UserError unless `folder` has room for `size` bytes of `what`."""
     if shutil.disk_usage(folder).free < size:
-        raise UserError(
-            f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free. {_MORE_SPACE}"
-        )
+        what = f"{what} takes {size / 1e6:.0f} MB in {folder}"
+        raise UserError(f"{what}, more than is free. {_MORE_SPACE}")
 
 
 def checksum(path):
@@ -84,17 +77,18 @@ def write_json(path, content):
 def read_json(path):
     """Reads what `write_json` wrote; FileNotFoundError, or UserError where it is damaged."""
     with contextlib.suppress(ValueError, KeyError, AttributeError):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("checksum") == _json_checksum(content):
             return content
-    raise UserError(f"{display_path(path)} is damaged: {repair_hint(path)}.")
+    raise damaged(path)
 
 
-def repair_hint(path):
-    """What to do about a damaged file, in words."""
-    if {RESULTS, WEIGHTS} & set(Path(path).parents):
-        return "it came with the project, so fetch the project again (git checkout .)"
-    return f"delete the folder {display_path(Path(path).parent)} and run its notebook again"
+def damaged(path):
+    """The UserError for a file that is not what was written: what helps depends on its origin."""
+    hint = f"delete the folder {display_path(path.parent)} and run its notebook again"
+    if {RESULTS, WEIGHTS} & set(path.parents):
+        hint = "it came with the project, so fetch the project again (git checkout .)"
+    return UserError(f"{display_path(path)} is missing or damaged: {hint}.")
 
 
 def progress(items, description, total=None):

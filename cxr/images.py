@@ -24,12 +24,9 @@ def read_image(path):
     """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
     interpolation="nearest")` does (report, section I).
 
-    Returns:
-        (pixels, size, mode): uint8 (224, 224) where the three channels are equal, else
-        (224, 224, 3); (width, height) and Pillow's mode of the original.
-
-    Raises:
-        UserError, OSError and others: the file cannot be used; the message says why.
+    Returns (pixels, size, mode): uint8 (224, 224), or (224, 224, 3) where the channels differ;
+    (width, height) and Pillow's mode of the original. An exception's message says why a file
+    cannot be used.
     """
     with Image.open(path) as image:
         width, height = image.size

@@ -11,16 +11,11 @@ _MAIN = {"dropout": 0.2, "patience": 3, "stratified": True, "ablation": ""}
 
 
 def published_runs(notebook, images=MAIN_IMAGES, **settings):
-    """Rows of results/runs.csv: one published run each.
+    """Rows of results/runs.csv, sorted by seed: one published run of a notebook
+    ("02_cnn1_2class") each, with the columns that results/README.md lists.
 
-    Args:
-        notebook: for instance "02_cnn1_2class".
-        images: label of the images they were trained on; None for all.
-        settings: dropout, patience, stratified, ablation; what is not named is that of the main
-            runs, None stands for all.
-
-    Returns:
-        DataFrame with the columns that results/README.md lists, sorted by seed.
+    `images` is the label of the images they were trained on; `settings` can name dropout, patience,
+    stratified and ablation, and are else those of the main runs. None stands for all.
     """
     table = pd.read_csv(RESULTS / "runs.csv").fillna({"ablation": ""})
     for column, value in {"notebook": notebook, "images": images, **_MAIN, **settings}.items():
@@ -41,8 +36,8 @@ def _history(row):
 
 
 def published_histories(runs):
-    """The epochs of published runs, one below the other: `TrainingCheckpoint.history` of each row
-    of `published_runs`, with the columns images and seed."""
+    """The epochs of rows of `published_runs`, one below the other: `TrainingCheckpoint.history`
+    with the columns images and seed."""
     rows = list(runs.itertuples())
     return pd.concat([_history(row).assign(images=row.images, seed=row.seed) for row in rows])
 
@@ -59,15 +54,12 @@ def stopping_epoch(losses, patience):
 
 
 def sensitivity_table(notebook, images):
-    """What published runs would have reached under other settings that the report leaves open.
+    """What published runs would have reached under other settings that the report leaves open: a
+    smaller patience stops earlier on the same path, so one run with a large one tells about all.
 
-    A smaller patience stops earlier on the same path, so one run with a large patience tells
-    about all smaller ones.
-
-    Returns:
-        DataFrame with the columns images, seed, dropout, stratified, patience, weights (of the
-        "best" or the "last" epoch), epoch (whose weights these are, from 1) and accuracy (on the
-        test images). Runs whose test accuracy was not followed are left out.
+    Returns a DataFrame: images, seed, dropout, stratified, patience, weights (of the "best" or the
+    "last" epoch), epoch (whose weights these are, from 1) and accuracy on the test images. Runs
+    whose test accuracy was not followed are left out.
     """
     rows = []
     every = {"dropout": None, "patience": None, "stratified": None}
@@ -82,14 +74,11 @@ def sensitivity_table(notebook, images):
 
 
 def compare_with_report(findings):
-    """The table *Comparison with the report*: this run beside the published ones.
+    """The table *Comparison with the report*, this run beside the published ones, from a dict of
+    claims ("C11") to what this run found, in words.
 
-    Args:
-        findings: dict from a claim's number ("C11") to what this run found, in words.
-
-    Returns:
-        DataFrame indexed by claim: report, this run, published runs, verdict (of these; the
-        rules are in results/claims.md).
+    Returns a DataFrame indexed by claim: report, this run, published runs, verdict (of these; the
+    rules are in results/claims.md).
     """
     claims = pd.read_csv(RESULTS / "claims.csv", keep_default_na=False).set_index("claim")
     table = claims.loc[list(findings), ["report", "published", "verdict"]]

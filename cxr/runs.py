@@ -1,10 +1,8 @@
 """A finished model run on disk: written last file last, checked as it is read."""
 
 import contextlib
-import os
 import platform
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +13,7 @@ from cxr import files
 from cxr.files import RESULTS, WEIGHTS, UserError, atomic_write, checksum, display_path
 
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
+STATE = "training.npz"  # of a run that is not finished, see cxr/training.py
 
 
 def run_name(name, **choices):
@@ -25,27 +24,19 @@ def run_name(name, **choices):
 
 
 class ModelRun:
-    """A finished run in a folder. `info` is the content of run.json.
-
-    Raises:
-        UserError: the run is not there or a file of it is damaged.
-    """
+    """A finished run in a folder; `info` is the content of its run.json. UserError, here or when
+    it is read, where a file is damaged."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        try:
-            self.info = files.read_json(self.folder / "run.json")
-        except FileNotFoundError:
-            raise UserError(f"No finished run in {display_path(self.folder)}.") from None
+        self.folder = folder
+        self.info = files.read_json(folder / "run.json")
 
     def _file(self, name):
         path = self.folder / name
         if name == "model.weights.h5" and RESULTS in path.parents:
             path = WEIGHTS / f"{self.info['run']}.weights.h5"
         if not path.exists() or checksum(path) != self.info["files"].get(name):
-            raise UserError(
-                f"{display_path(path)} is missing or damaged: {files.repair_hint(path)}."
-            )
+            raise files.damaged(path)
         return path
 
     @property
@@ -67,30 +58,28 @@ class ModelRun:
 
     def load_weights(self, model):
         """Loads the run's weights into a model of the same layers."""
-        path = self._file("model.weights.h5")
-        bare = type(model).from_config(model.get_config())  # a compiled one expects an optimizer
+        path, bare = self._file("model.weights.h5"), _without_optimizer(model)
         try:
             bare.load_weights(path)
         except ValueError as error:
-            raise UserError(
-                f"{display_path(path)} does not fit this model ({error}). Another version of the "
-                "notebook made it: run that notebook again with RETRAIN ticked."
-            ) from error
+            problem = f"{display_path(path)} does not fit this model ({error})"
+            raise UserError(f"{problem}: run its notebook again with RETRAIN ticked.") from error
         model.set_weights(bare.get_weights())
 
 
-def save_run(config, name, images, model=None, tables=None, **info):
-    """Writes a run's files; run.json last: a run is there when it is.
+def _without_optimizer(model):
+    """A model of the same layers and weights: Keras would save and expect an optimizer's too."""
+    bare = type(model).from_config(model.get_config())
+    bare.set_weights(model.get_weights())
+    return bare
 
-    A run that is there already is replaced only now, when the new one is complete.
 
-    Args:
-        config: `Config`.
-        name: of the folder, for instance "02_cnn1_2class".
-        images: `ImageCache`.
-        model: its weights become model.weights.h5, without the optimizer's.
-        tables: dict from a file name to the DataFrame written there.
-        info: settings, metrics and what else the run has to say; anything JSON can hold.
+def save_run(config, name, images, model=None, tables=None, replace=True, **info):
+    """Writes a run's files, here and on Drive. run.json comes last: a run is there when it is, and
+    one that was there before is replaced only now; on Drive only if `replace`.
+
+    `name` is the folder's ("02_cnn1_2class"), `model` gives model.weights.h5, `tables` maps other
+    file names to DataFrames; `info` is what else run.json has to say.
     """
     folder, names = config.output_dir / name, list(tables or {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +88,10 @@ def save_run(config, name, images, model=None, tables=None, **info):
         with atomic_write(folder / file_name) as part:
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
-        names.append("model.weights.h5")
-        _save_weights(model, folder / "model.weights.h5")
+        names.append("model.weights.h5")  # HDF5 can crash on a full disk
+        files.check_space(folder, 8 * model.count_params(), "The weights")
+        with atomic_write(folder / "model.weights.h5") as part:
+            _without_optimizer(model).save_weights(part)
     files.write_json(folder / "run.json", {
         "run": name, "seed": config.seed, "mode": config.mode,
         "images": {"label": images.label, "name": images.name, "count": len(images.metadata),
@@ -111,63 +102,39 @@ def save_run(config, name, images, model=None, tables=None, **info):
         "device": config.device, "seconds": round(time.monotonic() - config.started, 1),
         "files": {file_name: checksum(folder / file_name) for file_name in names}, **info,
     })  # fmt: skip
-
-
-def _save_weights(model, path):
-    files.check_space(
-        path.parent, 8 * model.count_params(), "The weights"
-    )  # HDF5 can crash on a full disk
-    bare = type(model).from_config(model.get_config())
-    bare.set_weights(model.get_weights())
-    with atomic_write(path) as part:
-        h5 = part.with_name(f"{part.name}.weights.h5")  # the only ending Keras takes
-        try:
-            bare.save_weights(h5)
-            os.replace(h5, part)
-        finally:
-            h5.unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)
+    if config.drive and config.drive.upload(folder / "run.json", replace):
+        config.drive.delete(folder / STATE)
 
 
 def find_own_run(config, name):
     """The user's own finished run of this name as `ModelRun`, fetched from Drive where it is only
     there; or None."""
-    folder = config.output_dir / name
+    path = config.output_dir / name / "run.json"
     if config.drive:
-        config.drive.download(folder, "run.json")
-    return ModelRun(folder) if (folder / "run.json").exists() else None
+        config.drive.download(path)
+    return ModelRun(path.parent) if path.exists() else None
 
 
 def find_published_run(name, need_weights=False):
     """The published run with seed 0 of this name as `ModelRun`, on the report's own kind of images
     if there is one; None where there is none, or none with weights where these are needed."""
     found = [ModelRun(path.parent) for path in RESULTS.glob(f"*/seed-0/{name}/run.json")]
-    found = [run for run in found if run.has_weights or not need_weights]
-    return min(found, key=lambda run: run.info["images"]["preparation"] != "nearest neighbours",
-               default=None)  # fmt: skip
+    found.sort(key=lambda run: run.info["images"]["preparation"] != "nearest neighbours")
+    return next((run for run in found if run.has_weights or not need_weights), None)
 
 
 def load_run(config, name, images):
-    """An earlier notebook's run: this user's own if there is one, else the published one.
-
-    Args:
-        config: `Config`; its mode and seed must be those the user's run was made with.
-        name: for instance "03_cnn1_3class".
-        images: `ImageCache`; the user's run must have been made on the same.
-
-    Returns:
-        `ModelRun`.
-
-    Raises:
-        UserError: there is none, or the user's is damaged or of other images.
-    """
-    run = find_own_run(config, name)
-    if run and run.info["images"]["fingerprint"] != images.fingerprint:
-        raise UserError(
-            f"{display_path(run.folder)} was trained on {run.info['images']['name']}, this "
-            f"notebook works on {images.name}. Run its notebook again with RETRAIN ticked, or set "
-            "OUT (CXR_OUT) to another folder."
-        )
-    if run:
+    """An earlier notebook's run, as `ModelRun`: this user's own of the same mode and seed if there
+    is one, else the published one. UserError where there is neither, or where the user's is
+    damaged or of other images than `images`."""
+    if run := find_own_run(config, name):
+        if run.info["images"]["fingerprint"] != images.fingerprint:
+            raise UserError(
+                f"{display_path(run.folder)} was trained on {run.info['images']['name']}, this "
+                f"notebook works on {images.name}. Run its notebook again with RETRAIN ticked, or "
+                "set OUT (CXR_OUT) to another folder."
+            )
         print(f"{name}: your own run in {display_path(run.folder)}")
     elif run := find_published_run(name):
         print(f"{name}: the published run (you have none of your own)")
@@ -181,7 +148,5 @@ def load_run(config, name, images):
 def warn_other_images(run, images):
     """Says so where a run was trained on images that were prepared in another way."""
     if (trained := run.info["images"]["preparation"]) != images.preparation:
-        print(
-            f"NOTE: trained on images resized by {trained}, applied here to images resized by "
-            f"{images.preparation}: a network can take that difference for a sign of illness."
-        )
+        words = f"trained on images resized by {trained}, applied here to {images.preparation}"
+        print(f"NOTE: {words}: a network can take that difference for a sign of illness.")

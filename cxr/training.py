@@ -1,26 +1,22 @@
-"""Resuming as a Keras callback: a training that is killed at any moment goes on after its last
-finished epoch, and a finished one is not repeated."""
+"""Resuming as a Keras callback: a killed training goes on after its last finished epoch."""
 
 import json
 import time
-import zipfile
 
 import keras
 import numpy as np
 import pandas as pd
 
 from cxr.files import UserError, atomic_write, display_path
-from cxr.runs import find_own_run, find_published_run, warn_other_images
+from cxr.runs import STATE, find_own_run, find_published_run, warn_other_images
 
 FINISHED = 10**6  # an epoch beyond any: `fit` has nothing left to do
 _COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
 
 
 class TestAccuracy(keras.callbacks.Callback):
-    """Adds `test_accuracy` to every epoch's record, for a look back at the stopping rules.
-
-    Nothing in the training sees it. Comes before `TrainingCheckpoint`, which keeps the record.
-    """
+    """Adds `test_accuracy` to every epoch's record, for a look back at the stopping rules. Nothing
+    in the training sees it. Comes before `TrainingCheckpoint`, which keeps the record."""
 
     __test__ = False  # not a test for pytest
 
@@ -34,28 +30,18 @@ class TestAccuracy(keras.callbacks.Callback):
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Keeps a training's whole state after every epoch, and goes on from it.
-
-    One file holds the model's variables (random state included), the optimizer's, the best
-    weights, early stopping's counters and the history; it arrives in one step, and zip's
-    checksums tell whether it is whole. Comes last in the list of callbacks.
+    """Keeps a training's whole state after every epoch, and goes on from it: the model's variables
+    (random state included), the optimizer's, the best weights, early stopping's counters and the
+    history, in one file that arrives in one step. Comes last in the list of callbacks.
 
     Args:
-        config: `Config`.
-        name: of the run's folder.
-        images: `ImageCache`.
+        config, name, images: `Config`, name of the run's folder, `ImageCache`.
         early_stopping: a fresh keras.callbacks.EarlyStopping with restore_best_weights.
         shuffle: `EpochShuffle` of the training images.
         retrain: train anew even if the run is finished.
         use_published: take the published weights instead of training.
         full_model: the assembled model that is saved, where only its head is trained.
         settings: anything else the result depends on.
-
-    Attributes:
-        rows, history: one dict per epoch, and the DataFrame of them: epoch (from 1), loss,
-            accuracy, val_loss, val_accuracy, seconds.
-        settings: all the training depends on, as JSON.
-        is_new: whether there is anything that `save_run` must write.
     """
 
     def __init__(self, config, name, images, early_stopping, shuffle, retrain=False,
@@ -64,39 +50,30 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.config, self.name, self.images = config, name, images
         self.early_stopping, self.shuffle, self.retrain = early_stopping, shuffle, retrain
         self.use_published, self.full_model, self.extra = use_published, full_model, settings
-        self.path = config.output_dir / name / "training.npz"
-        self.rows, self.counters, self.is_new = [], {}, True
+        self.path = config.output_dir / name / STATE
+        self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
 
     @property
     def history(self):
+        """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
         return pd.DataFrame(self.rows)
 
     def restore(self, model):
-        """Puts back what there is: the published run, a finished one, or an interrupted training.
-
-        Args:
-            model: compiled, with the metric accuracy.
-
-        Returns:
-            The epoch to go on from, for `fit`'s `initial_epoch`.
-
-        Raises:
-            UserError: the finished run was made with other settings or on other images.
-        """
+        """Puts back what there is, the published run, a finished one, or an interrupted training,
+        into a compiled model; returns the epoch to go on from, for `fit`'s `initial_epoch`.
+        UserError where the finished run has other settings or images."""
         self.settings = self._describe(model)
         if self.use_published:
-            if (run := find_published_run(self.name, need_weights=True)) is None:
-                raise UserError(f"No weights of {self.name} are published: untick "
-                                "USE_PUBLISHED_WEIGHTS and train.")  # fmt: skip
-            return self._take(run, model, "the published run, not trained here")
+            if run := find_published_run(self.name, need_weights=True):
+                return self._take(run, model, "the published run, not trained here")
+            raise UserError(f"No weights of {self.name} are published: untick "
+                            "USE_PUBLISHED_WEIGHTS and train.")  # fmt: skip
         run = None if self.retrain else find_own_run(self.config, self.name)
         if run is None:
             return self._load_state(model)
         if changed := _differences(run.info["settings"], self.settings):
-            raise UserError(
-                f"{display_path(run.folder)} holds a training with other settings ({changed}). "
-                "Tick RETRAIN to replace it, or set OUT (CXR_OUT) to another folder."
-            )
+            found = f"{display_path(run.folder)} holds a training with other settings ({changed})"
+            raise UserError(f"{found}. Tick RETRAIN to replace it, or set another OUT (CXR_OUT).")
         return self._take(run, model, f"trained before, in {display_path(run.folder)}")
 
     def _take(self, run, model, words):
@@ -104,40 +81,33 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         warn_other_images(run, self.images)
         run.load_weights(self.full_model or model)
         self.rows, self.is_new = run.history.to_dict("records"), False
-        for row in self.rows:
-            measures = ("accuracy", "loss", "val_accuracy", "val_loss")
-            print(f"Epoch {row['epoch']} - {row['seconds']:.0f}s - "
-                  + " - ".join(f"{name}: {row[name]:.4f}" for name in measures))  # fmt: skip
+        print(self.history.round(4).to_string(index=False))
         return FINISHED
 
     def _load_state(self, model):
         if self.config.drive:
-            self.config.drive.download_state(self.path)
+            self.config.drive.download(self.path)
         try:
-            with zipfile.ZipFile(self.path) as archive:  # each array is checked to its last byte
-                if bad := archive.testzip():
-                    raise zipfile.BadZipFile(f"bad CRC-32 of {bad}")
-            with np.load(self.path, allow_pickle=False) as arrays:
-                state = json.loads(arrays["state"].tobytes())
-                groups = {group: [arrays[f"{group}_{number}"] for number in range(count)]
-                          for group, count in state["counts"].items()}  # fmt: skip
+            with np.load(self.path) as archive:
+                if damaged := archive.zip.testzip():  # numpy does not read on to the checksums
+                    raise ValueError(f"{damaged} is not what was written")
+                state = json.loads(archive["state"].tobytes())
+                arrays = [archive[f"arr_{number}"] for number in range(len(archive.files) - 1)]
         except FileNotFoundError:
             return 0
         except Exception as error:  # a damaged zip raises nearly anything
             print(f"{display_path(self.path)} is damaged ({error}): training starts anew.")
             return 0
-        if self.retrain and not state["retrain"]:
-            return 0
-        if changed := _differences(state["settings"], self.settings):
+        first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
+        if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
             print(f"An unfinished training had other settings ({changed}): training starts anew.")
             return 0
         model.optimizer.build(model.trainable_variables)
-        for variables, values in ((model.variables, groups["model"]),
-                                  (model.optimizer.variables, groups["optimizer"])):  # fmt: skip
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+        variables = [*model.variables, *model.optimizer.variables]
+        for variable, value in zip(variables, arrays, strict=False):
+            variable.assign(value)
         self.rows = state["history"]
-        self.counters = {**state["counters"], "best_weights": groups["best"]}
+        self.counters = state["counters"] | {"best_weights": arrays[len(variables) :]}
         print(f"Going on after epoch {len(self.rows)} of a training that was interrupted.")
         return FINISHED if state["stopped"] else len(self.rows)
 
@@ -153,60 +123,41 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        seconds, stopping = round(time.perf_counter() - self.began, 2), self.early_stopping
         measures = {name: float(value) for name, value in logs.items()}
-        seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
-        groups = {
-            "model": [variable.numpy() for variable in self.model.variables],
-            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
-            "best": list(self.early_stopping.best_weights),
-        }
         state = {
             "settings": self.settings, "retrain": self.retrain, "history": self.rows,
+            "counters": {name: float(getattr(stopping, name)) for name in _COUNTERS},
             "stopped": bool(self.model.stop_training),
-            "counters": {name: float(getattr(self.early_stopping, name)) for name in _COUNTERS},
-            "counts": {group: len(values) for group, values in groups.items()},
         }  # fmt: skip
-        arrays = {f"{g}_{n}": value for g, vs in groups.items() for n, value in enumerate(vs)}
-        arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
-        with atomic_write(self.path) as part, open(part, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        with atomic_write(self.path) as part:
+            np.savez(part, *(variable.numpy() for variable in variables), *stopping.best_weights,
+                     state=np.frombuffer(json.dumps(state).encode(), np.uint8))  # fmt: skip
         if self.config.drive:
             self.config.drive.upload_state(self.path)
-
-    def finish(self):
-        """Deletes the state: `save_run` has just saved the run."""
-        self.path.unlink(missing_ok=True)
-        if drive := self.config.drive:
-            drive.upload(self.path.parent, "run.json", replace=self.retrain)
-            if self.path.parent not in drive.pending:
-                drive.delete(self.path)
 
     def _describe(self, model):
         """All the result depends on, as JSON: two trainings with the same are the same."""
         stopping, optimizer = self.early_stopping, model.optimizer
-        layers = [
-            (type(layer).__name__, layer.count_params(),
-             None if isinstance(layer, keras.Model) else _nameless(layer.get_config()))
-            for layer in model.layers
-        ]  # fmt: skip
         settings = {
             "seed": self.config.seed, "mode": self.config.mode,
             "images": self.images.fingerprint, "train": self.shuffle.fingerprint,
-            "layers": layers, "loss": getattr(model.loss, "name", model.loss),
-            "optimizer": [type(optimizer).__name__, _nameless(optimizer.get_config())],
-            "early_stopping": [stopping.monitor, stopping.patience, float(stopping.min_delta)],
+            "layers": [(type(layer).__name__, layer.count_params(),
+                        None if isinstance(layer, keras.Model) else layer.get_config())
+                       for layer in model.layers],
+            "loss": getattr(model.loss, "name", model.loss),
+            "optimizer": [type(optimizer).__name__, optimizer.get_config()],
+            "early_stopping": {"monitor": stopping.monitor, "patience": stopping.patience,
+                               "min_delta": float(stopping.min_delta)},
             **self.extra,
         }  # fmt: skip
-        return json.loads(json.dumps(settings, default=str))
-
-
-def _nameless(config):
-    """A layer's or optimizer's configuration without what differs from one object to the next."""
-    if isinstance(config, dict):
-        skip = ("name", "build_config", "registered_name", "module")
-        return {k: _nameless(v) for k, v in config.items() if k not in skip}
-    return [_nameless(v) for v in config] if isinstance(config, list | tuple) else config
+        skip = ("name", "build_config", "registered_name", "module")  # differ between equal objects
+        return json.loads(
+            json.dumps(settings, default=str),
+            object_hook=lambda found: {k: v for k, v in found.items() if k not in skip},
+        )
 
 
 def _differences(old, new):

@@ -1,128 +1,132 @@
-"""The commands, and what they promise about installing."""
+"""What `make` calls: running, publishing, the study, and what they promise about installing."""
 
-import os
+import re
 import shutil
 import subprocess
 import sys
 
-import badges
+import keras
+import kill_and_resume
 import nbformat
+import numpy as np
 import pytest
-import run
+import run_notebooks
+import set_repository
+import study
 from packaging.requirements import Requirement
 
-import utils
+from cxr.files import PROJECT, write_json
 
-
-def lines(name):
-    text = (utils.PROJECT / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+EXTRA = """A = ""  #@param ["", "a"]
+print("counter", end="\\r", flush=True)
+print("A", A, "   "); assert A != "bad", "say this" """
 
 
 def test_requirements_admit_what_colab_has():
-    colab = dict(line.split("==") for line in lines("tests/colab.txt"))
-    wanted = [Requirement(line) for line in lines("requirements.txt")]
-    assert {r.name for r in wanted} - set(colab) == {"nbval", "ruff"}  # new there, not reinstalled
-    for requirement in wanted:
-        if requirement.name in colab:
-            assert requirement.specifier.contains(colab[requirement.name]), requirement
+    colab = dict(re.findall(r"(?m)^([\w-]+)==(.*)", (PROJECT / "tests/colab.txt").read_text()))
+    lines = re.findall(r"(?m)^\w.*", (PROJECT / "requirements.txt").read_text())
+    wanted = {r.name: r.specifier for r in map(Requirement, lines)}
+    assert set(wanted) - set(colab) == {"nbval", "ruff"}  # nothing is reinstalled there
+    assert all(spec.contains(colab[name]) for name, spec in wanted.items() if name in colab)
 
 
-def test_every_requirement_has_an_upper_end_or_is_a_tool():
-    tools = {"ipykernel", "nbclient", "nbformat", "nbval", "psutil", "pytest", "ruff", "tqdm",
-             "pillow", "packaging"}  # fmt: skip
-    for requirement in map(Requirement, lines("requirements.txt")):
-        assert "<" in str(requirement.specifier) or requirement.name in tools, requirement
+def test_make_lists_the_commands_and_refuses_other_pythons(tmp_path, monkeypatch):
+    def make(*arguments):
+        done = subprocess.run(["make", *arguments], cwd=PROJECT, capture_output=True, text=True)
+        return done.stderr or re.findall(r"(?m)^\S+", done.stdout)
+
+    assert make() == ["help", "run", "test", "test-all", "results"]
+    assert {"run", "publish", "study", "bench", "kill-and-resume"} < set(make("help-all"))
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 10)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "This is Python 3.10" in make("run", f"PYTHON={sys.executable}", f"VENV={tmp_path}")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of what the tools rewrite, with a one-cell notebook beside the real ones."""
-    for name in ("notebooks", "README.md", "pyproject.toml"):
-        source = utils.PROJECT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    monkeypatch.setattr(badges, "PROJECT", tmp_path)
-    monkeypatch.setattr(run, "PROJECT", tmp_path)
+    """A copy of what the scripts rewrite, and one more notebook, of one cell."""
+    shutil.copytree(PROJECT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(EXTRA)])
+    nbformat.write(notebook, tmp_path / "notebooks" / "99_extra.ipynb")
+    monkeypatch.setattr(run_notebooks, "PROJECT", tmp_path)
+    monkeypatch.setattr(set_repository, "PROJECT", tmp_path)
+    monkeypatch.setenv("CXR_OUT", str(tmp_path / "out"))
+    monkeypatch.delenv("CXR_MODE")
     return tmp_path
 
 
-def test_make_badges_changes_every_place_and_back(project):
-    before = {p: p.read_text() for p in project.rglob("*") if p.is_file()}
-    old, _ = badges.repository()
-    badges.main("some-body/else.where")
-    assert badges.repository()[0] == "some-body/else.where"
-    for path in (project / "notebooks").glob("*.ipynb"):
-        assert old not in path.read_text() and "some-body/else.where" in path.read_text()
-    assert (
-        "git clone https://github.com/some-body/else.where" in (project / "README.md").read_text()
+def test_set_repository_there_and_back(project):
+    before, old = {p: p.read_text() for p in project.rglob("*.*")}, set_repository.repository()
+    set_repository.main("some-body/else.where")
+    assert not [p for p in before if old in p.read_text()]
+    set_repository.main(old)
+    assert before == {p: p.read_text() for p in before}
+
+
+def run(monkeypatch, *arguments):
+    """Runs the extra notebook; returns the error, or whether the committed one has changed."""
+    before = (path := run_notebooks.PROJECT / "notebooks" / "99_extra.ipynb").read_text()
+    monkeypatch.setattr(sys, "argv", ["run", *arguments, "99_extra"])
+    try:
+        run_notebooks.main()
+        return path.read_text() != before
+    except SystemExit as error:
+        return str(error) if path.read_text() == before else "changed"
+
+
+def leave_run(out, name, label="chest_xray_nearest224", count=5856, **changed):
+    """A finished run, as far as the scripts look at it."""
+    images = {"label": label, "count": count, "preparation": "nearest neighbours"}
+    info = {"run": name, "mode": "full", "seed": 0, "files": [], "images": images, **changed}
+    write_json(out / f"seed-{info['seed']}" / name / "run.json", info)
+
+
+def test_run_fills_fields_and_leaves_the_committed_notebooks_alone(project, monkeypatch):
+    assert run(monkeypatch, "--field", "A=a") is False
+    notebook = nbformat.read(project / "out" / "executed" / "99_extra.ipynb", 4)
+    assert notebook.cells[0].outputs[0].text == "A a    \n" and not notebook.cells[0].metadata
+    assert notebook.metadata == {"language_info": {"name": "python"}}
+    assert re.search("(?s)say this.*99_extra stopped", run(monkeypatch, "--field", "A=bad"))
+    assert run(monkeypatch, "--field", "OTHER=1") == "2"  # argparse says what is wrong
+
+
+def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypatch):
+    for name, value in (("MODE", "quick"), ("SEED", 3), ("DATA", "sample"), ("DATA", project)):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"CXR_{name}", str(value))
+            assert "Nothing is published" in run(patch, "--publish")
+    assert not (project / "out").exists()  # nothing was executed
+    for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}):
+        leave_run(project / "out", "99_extra", **fault)
+        assert "not published" in run(monkeypatch, "--publish")
+    leave_run(project / "out", "99_extra")
+    assert run(monkeypatch, "--publish") is True
+    [published] = (project / "results").rglob("run.json")
+    assert published.parent == project / "results/chest_xray_nearest224/seed-0/99_extra"
+
+
+def test_every_edit_fits_the_committed_notebooks_once_and_changes_what_it_says():
+    steps = [(s.notebook, s.edits) for group in study.GROUPS.values() for s in group]
+    for name, edits in (*steps, *kill_and_resume.EDITS.items()):
+        path = PROJECT / "notebooks" / f"{name}.ipynb"
+        run_notebooks.edited(path, {}, edits)  # raises ValueError if not
+    contrast = study.CONTRAST.replace("config.seed", "0").strip(",")
+    layer = eval(contrast, {"layers": keras.layers})  # noqa: S307
+    drawn = layer.get_random_transformation(np.zeros((999, 1, 1, 3)))["contrast_factor"]
+    assert 0.9 <= np.min(drawn) < 0.91 and 1.09 < np.max(drawn) <= 1.1  # both ways
+
+
+def test_the_study_never_builds_on_another_seed_and_says_what_it_makes_again(project, monkeypatch):
+    monkeypatch.setattr(study.ModelRun, "has_weights", property(lambda r: "out" in str(r.folder)))
+    monkeypatch.setattr(study, "RESULTS", project)
+    leave_run(project / "label", "03_cnn1_3class", seed=7)
+    ours, made = study.Study(project / "out", "label"), []
+    ours.out.mkdir()
+    ours.execute = lambda step, seed, **fields: leave_run(
+        ours.out, made.append((step.notebook, fields)) or step.notebook, seed=seed
     )
-    badges.main(old)
-    assert before == {p: p.read_text() for p in project.rglob("*") if p.is_file()}
-
-
-def test_make_badges_refuses_what_is_no_repository(project):
-    with pytest.raises(SystemExit, match="owner/name"):
-        badges.main("https://github.com/a/b")
-
-
-def add_notebook(project, name, source):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")
-
-
-@pytest.mark.parametrize("publish", [False, True])
-def test_run_touches_the_committed_notebooks_only_when_told(project, monkeypatch, publish):
-    add_notebook(project, "99_extra", "print(6 * 7)")
-    out = project / "out"
-    monkeypatch.setenv("CXR_OUT", str(out))
-    before = (project / "notebooks" / "99_extra.ipynb").read_text()
-    monkeypatch.setattr(sys, "argv", ["run", *["--publish"] * publish, "99_extra"])
-    run.main()
-    [cell] = nbformat.read(out / "executed" / "99_extra.ipynb", 4).cells
-    assert cell.outputs[0].text == "42\n" and cell.execution_count == 1
-    assert ((project / "notebooks" / "99_extra.ipynb").read_text() != before) == publish
-
-
-def test_a_failing_notebook_stops_the_run_and_publishes_nothing(project, monkeypatch):
-    add_notebook(project, "98_good", "print(1)")
-    add_notebook(project, "99_bad", "raise ValueError('say this')")
-    before = (project / "notebooks" / "98_good.ipynb").read_text()
-    monkeypatch.setenv("CXR_OUT", str(project / "out"))
-    monkeypatch.setattr(sys, "argv", ["run", "--publish", "98_good", "99_bad"])
-    with pytest.raises(SystemExit, match="(?s)say this.*99_bad stopped"):
-        run.main()
-    assert (project / "notebooks" / "98_good.ipynb").read_text() == before
-
-
-def test_form_fields_are_filled_and_unknown_ones_refused(project):
-    source = 'TRIAL = ""  #@param ["", "a"]\nAGAIN = False  #@param\nprint(TRIAL, AGAIN)'
-    add_notebook(project, "99_form", source)
-    path = project / "notebooks" / "99_form.ipynb"
-    notebook, _ = run.execute(path, {"TRIAL": "a", "AGAIN": "True"})
-    assert notebook.cells[0].outputs[0].text == "a True\n"
-    with pytest.raises(SystemExit, match="OTHER is no form field"):
-        run.execute(path, {"OTHER": "1"})
-
-
-def test_progress_bars_leave_one_line(project, monkeypatch):
-    source = "for i in range(3):\n    print('step', i, end='\\r', flush=True)\nprint('done   ')"
-    add_notebook(project, "99_bar", source)
-    notebook, error = run.execute(project / "notebooks" / "99_bar.ipynb")
-    assert error is None and notebook.cells[0].outputs[0].text == "done   \n"
-
-
-def test_make_lists_the_commands_and_refuses_other_pythons(tmp_path):
-    shown = subprocess.run(["make"], cwd=utils.PROJECT, capture_output=True, text=True, check=True)
-    assert all(word in shown.stdout for word in ("run", "test", "bench", "badges", "publish"))
-    old = tmp_path / "python3"
-    old.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10)\n$2"\n'
-    )
-    old.chmod(0o755)
-    venv = tmp_path / "venv"
-    said = subprocess.run(
-        ["make", "run", f"PYTHON={old}", f"VENV={venv}"],
-        cwd=utils.PROJECT, capture_output=True, text=True, env=dict(os.environ),
-    )  # fmt: skip
-    assert said.returncode and "This is Python 3.10" in said.stderr and not venv.exists()
+    for name in ("03_cnn1_3class", "05_cnn1_transfer", "05_cnn1_transfer"):
+        ours.run(study.Step(name), 7)  # 03 is finished: it is published; but 05 needs its weights
+    assert made == [("03_cnn1_3class", {"RETRAIN": True}), ("05_cnn1_transfer", {})]
+    assert "made again" in (ours.out / "study.log").read_text()

@@ -6,52 +6,59 @@ import os
 import shutil
 import sys
 import tempfile
-import time
+import types
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import small
+from small import FILES, NAME, Killed, assert_same, contents, flip_a_bit
 
+import cxr
 import utils
 
-STAGE = "02_small"
 
-
-class Killed(Exception):
-    pass
+def never(*_, **__):
+    raise AssertionError("this should not have been done again")
 
 
 class Colab:
     """A Colab session in this process, with Drive in a folder."""
 
-    def __init__(self, monkeypatch, content, data):
-        self.patch, self.data = monkeypatch, data
-        monkeypatch.syspath_prepend(str(Path(__file__).parent / "tools" / "colab"))
+    def __init__(self, patch, content, data):
+        self.patch, self.data = patch, data
+        patch.syspath_prepend(str(Path(__file__).parent / "colab"))
         import google.colab
 
-        self.api = google.colab
-        self.api.drive.calls.clear()
+        self.api = google.colab.drive
+        self.api.calls.clear()
         for name in [name for name in sys.modules if name.startswith("google.colab")]:
-            monkeypatch.setitem(sys.modules, name, sys.modules.pop(name))  # gone afterwards
-        monkeypatch.delenv("CXR_OUT")
-        monkeypatch.setattr(utils, "DRIVE", content / "drive")
-        monkeypatch.setattr(utils, "LOCAL", content / "cxr_local")
+            patch.setitem(sys.modules, name, sys.modules.pop(name))  # gone afterwards
+        patch.delenv("CXR_OUT")
+        patch.setattr(cxr.drive, "DRIVE", content / "drive")
+        patch.setattr(cxr.config, "DRIVE", content / "drive")
         self.my_drive, self.hidden = content / "drive" / "MyDrive", content / "drive is away"
-        self.out = self.my_drive / "chest_xray_pneumonia" / "seed-0"
-        self.new_kernel()
+        patch.setattr(cxr.config, "DRIVE_OUTPUT", self.my_drive / "chest_xray_pneumonia")
+        patch.setattr(cxr.config, "COLAB_OUTPUT", content / "cxr_output")
+        self.folder = self.my_drive / "chest_xray_pneumonia" / "seed-0" / NAME  # of the run
 
-    def new_kernel(self):
-        self.patch.setattr(utils, "SESSION", utils.uuid.uuid4().hex[:8])
+    def setup(self, mode="full", **settings):
+        self.config = utils.setup(data=str(self.data), mode=mode, **settings)
+        return self.config
 
-    def new_machine(self):
-        shutil.rmtree(utils.LOCAL)
-        self.new_kernel()
+    def setup_unmounted(self, error=ValueError):
+        def refuse(*args, **kwargs):
+            raise error("mount failed: timeout during initial read of root folder")
 
-    def setup(self, **settings):
-        self.run = utils.setup(data=str(self.data), profile="full", **settings)
-        return self.run
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.api, "mount", refuse)
+            return self.setup()
+
+    def new_machine(self, **settings):
+        shutil.rmtree(cxr.config.COLAB_OUTPUT)
+        return self.setup(**settings)
 
     def vanish(self):
         self.my_drive.rename(self.hidden)
@@ -59,38 +66,29 @@ class Colab:
     def come_back(self):
         self.hidden.rename(self.my_drive)
 
-    def train(self, hook=None, epochs=4, **options):
-        """Trains a very small network and saves it; `hook(n)` is called before epoch n is kept."""
-        images = utils.open_images(self.run)
-        index = images.index.assign(part=utils.assign_parts(images.index, 0))
-        rows = {part: index[index["part"] == part] for part in ("train", "validation", "test")}
-        data = utils.make_dataset(images, rows["train"], 2, 3, shuffle_seed=0)
-        validation = utils.make_dataset(images, rows["validation"], 2, 3)
-        keras.utils.set_random_seed(0)
-        layers = keras.layers
-        model = keras.Sequential(
-            [keras.Input((224, 224, 3)), layers.AveragePooling2D(32), layers.Flatten(),
-             layers.Dense(2, activation="softmax")]
-        )  # fmt: skip
-        model.compile(keras.optimizers.Adam(1e-2), "categorical_crossentropy", metrics=["accuracy"])
-        early = keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True)
-        with pytest.MonkeyPatch.context() as patch:
-            save = utils._Resume.save
+    def finish_run(self, value=1.0, name=NAME, retrain=False):
+        """Saves a run as at the end of a training, without one."""
+        table = pd.DataFrame({"epoch": [1], "loss": [value]})
+        model = keras.Sequential([keras.Input((500,)), keras.layers.Dense(2)])
+        images = utils.load_images(self.config)
+        tables = {"history.csv": table, "predictions.csv": table}
+        utils.runs.save_run(self.config, name, images, model, tables, replace=retrain,
+                            settings={"value": value})  # fmt: skip
 
-            def hooked(state):
-                if state.mirror:
-                    state.mirror.next = 0  # tiny epochs are shorter than a tenth of a copy
-                if hook:
-                    hook(len(state.rows))
-                save(state)
+    def loss(self):
+        """Of the run as this session finds it; None where it finds none."""
+        run = utils.runs.find_own_run(self.config, NAME)
+        return run and run.history["loss"].item()
 
-            patch.setattr(utils._Resume, "save", hooked)
-            history, settings = utils.train(
-                self.run, STAGE, images, model, data, validation, epochs, early, **options
-            )
-        predictions = utils.predict(model, images, rows["test"], 2)
-        utils.save_stage(self.run, STAGE, images, model, history, predictions, settings=settings)
-        return history.drop(columns="seconds"), predictions
+    def assert_same_everywhere(self):
+        assert contents(self.folder.parents[1]) == contents(self.config.cache_dir.parent)
+
+    def assert_on_drive(self):
+        """The run is on Drive, whole and as it is here, with nothing beside it."""
+        assert contents(self.folder) == contents(self.config.output_dir / NAME)
+        assert {path.name for path in self.folder.iterdir()} == FILES
+        run = utils.ModelRun(self.folder)
+        assert run.has_weights and len(run.history) and len(run.predictions)
 
 
 @pytest.fixture
@@ -98,154 +96,136 @@ def colab(monkeypatch, tmp_path, tiny_set):
     return Colab(monkeypatch, tmp_path / "content", tiny_set())
 
 
-def assert_same(left, right):
-    pd.testing.assert_frame_equal(left[0], right[0])
-    pd.testing.assert_frame_equal(left[1], right[1])
+@pytest.fixture
+def refuse(monkeypatch):
+    """Makes Drive fail at copies that `wanted(source, target)` chooses, half-way."""
+    copy = shutil.copyfile
+
+    def choose(wanted, number=errno.ENOSPC):
+        def copyfile(source, target):
+            if wanted(Path(source), Path(target)):
+                Path(target).write_bytes(Path(source).read_bytes()[:100])
+                raise OSError(number, os.strerror(number), str(target))
+            return copy(source, target)
+
+        monkeypatch.setattr(shutil, "copyfile", copyfile)
+
+    return choose
 
 
-def content(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def assert_on_drive(colab):
-    """The stage is on Drive, whole and as it is here, with nothing else beside it."""
-    assert content(colab.out) == content(colab.run.out)
-    stage = utils.Stage(colab.out / STAGE)
-    assert len(stage.history) and len(stage.predictions) and stage._file("model.weights.h5")
-    assert set(os.listdir(colab.out / STAGE)) == {*utils.STAGE_FILES, "run.json"}
-
-
-def flip_a_bit(path):
-    changed = bytearray(path.read_bytes())
-    changed[len(changed) // 2] ^= 1
-    path.write_bytes(changed)
-
-
-def never(*_):
-    raise AssertionError("this should not have been done again")
-
-
-def test_everything_worth_keeping_is_copied_and_a_new_machine_goes_on(colab, monkeypatch, capsys):
-    run = colab.setup()
+def test_a_new_machine_finds_everything_and_makes_nothing_again(colab, monkeypatch, capsys):
+    config = colab.setup()
     said = capsys.readouterr().out
-    assert f"results  {colab.out} (Drive; worked on in {run.out})" in said
-    assert run.out.is_relative_to(utils.LOCAL) and "Another session" not in said
-    first = colab.train()
-    assert f"saved in {colab.out / STAGE} (Drive" in capsys.readouterr().out
-    assert_on_drive(colab)
-    assert content(colab.out.parent / "cache") == content(run.cache)
-    before = content(colab.my_drive)
-    colab.new_machine()
+    assert f"results  {colab.folder.parent} (Drive; a copy of {config.output_dir})" in said
+    first = small.train(config)
+    colab.assert_on_drive()
+    colab.assert_same_everywhere()
+    before = contents(colab.my_drive)
+    config = colab.new_machine()
+    monkeypatch.setattr(cxr.cache, "read_image", never)
+    assert_same(first, small.train(config))
+    assert "trained before" in capsys.readouterr().out
+    assert contents(colab.my_drive) == before
+
+
+@pytest.mark.parametrize("times", ["whole seconds", "now"])
+def test_a_kernel_restart_on_the_same_machine_is_no_news(colab, monkeypatch, capsys, times):
+    """Drive may keep times as it likes: only contents are compared."""
     colab.setup()
-    monkeypatch.setattr(utils, "_pack", never)
-    monkeypatch.setattr(keras.Sequential, "fit", never)
-    assert_same(first, colab.train())
+    colab.finish_run()
+    for path in colab.my_drive.rglob("*"):
+        status = path.stat()
+        os.utime(path, (status.st_atime // 1, status.st_mtime // 1) if "whole" in times else None)
+    before = {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*")}
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "copyfile", never)
+    colab.setup()
+    assert colab.loss() == 1 and "Drive has" not in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*")}
+
+
+def test_a_file_that_does_not_fit_holds_no_other_back(colab, refuse, capsys):
+    """The cached pixels are refused, the run after them is taken; one line says so."""
+    refuse(lambda source, target: source.stat().st_size > 500_000)
+    colab.setup()
+    colab.finish_run()
+    colab.assert_on_drive()
+    cache = contents(colab.folder.parents[1] / "cache")
+    assert {path.name for path in cache} == {"metadata.csv"}
     said = capsys.readouterr().out
-    assert "is trained already (4 epochs)" in said and "Another session" not in said
-    assert content(colab.my_drive) == before
-    times = {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*.*") if p.is_file()}
-    colab.new_kernel()
-    colab.setup()  # what was fetched is not news to Drive
-    assert "Drive has a finished" not in capsys.readouterr().out
-    assert times == {p: p.stat().st_mtime_ns for p in times}
-
-
-def killed_in_the_third_epoch(colab):
-    """A training whose process ends before that epoch is kept."""
-
-    def die(epoch):
-        if epoch == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        colab.train(die, retrain=True)
-
-
-def test_a_lost_session_is_continued_after_its_last_epoch(colab, capsys):
+    assert said.count("Drive does not take or give files (No space left on device)") == 1
+    assert "Drive takes files again" not in said
+    refuse(lambda *_: False)
     colab.setup()
-    whole = colab.train()
-    killed_in_the_third_epoch(colab)
-    colab.new_machine()
+    colab.assert_same_everywhere()
+
+
+def test_run_json_is_never_there_before_its_files(colab, refuse, capsys):
+    refuse(lambda _, target: "model.weights.h5" in target.name)
     colab.setup()
-    assert "Another session" in capsys.readouterr().out
-    assert_same(whole, colab.train())
-    assert "Going on after epoch 2" in capsys.readouterr().out
-    assert_on_drive(colab)
+    colab.finish_run()
+    assert {path.name for path in colab.folder.iterdir()} == FILES - {"model.weights.h5", "run.json"}
+    place = colab.config.drive.describe(colab.config.output_dir)
+    assert "not on Drive (No space left on device): it is lost with this session" in place
+    refuse(lambda *_: False)
+    colab.finish_run(name="03_other")  # brings what was pending
+    colab.assert_on_drive()
+    assert "Drive takes files again" in capsys.readouterr().out
+    assert "(Drive; a copy" in colab.config.drive.describe(colab.config.output_dir)
 
 
-REFUSALS = ["ValueError", "MessageError", "NotImplementedError", "AssertionError"]
-
-
-@pytest.mark.parametrize("kind", REFUSALS)
-def test_a_mount_that_fails_is_said_and_the_next_try_copies_what_was_made(colab, kind, capsys):
+@pytest.mark.parametrize("kind", ["ValueError", "MessageError", "NotImplementedError"])
+def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, kind, capsys):
     from google.colab import _message
 
     error = getattr(_message, kind, None) or getattr(__import__("builtins"), kind)
-    with pytest.MonkeyPatch.context() as patch:
-
-        def refuse(*args, **kwargs):
-            raise error("mount failed: timeout during initial read of root folder")
-
-        patch.setattr(colab.api.drive, "mount", refuse)
-        run = colab.setup()
+    config = colab.setup_unmounted(error)
     said = capsys.readouterr().out
     assert f"Drive was not mounted ({kind}: mount failed: timeout" in said
-    assert f"results  {run.out}\n" in said and run.mirror is None
-    assert not utils.DRIVE.exists()
+    assert config.drive is None and f"results  {config.output_dir}\n" in said
+    assert not colab.my_drive.exists()
     if kind == "MessageError":
-        utils.open_images(run)
-        utils.write_json(run.out / STAGE / "run.json", {"files": {}})
+        small.train(config, epochs=1)
         colab.setup()
-        assert (colab.out / STAGE / "run.json").exists()
-        assert content(colab.out.parent / "cache") == content(run.cache)
+        colab.assert_on_drive()
+        colab.assert_same_everywhere()
 
 
-def test_drive_is_mounted_only_where_it_is_used(colab, make_run, tmp_path):
-    assert colab.setup(out=str(tmp_path / "elsewhere")).mirror is None
-    assert not colab.api.drive.calls
-    other = utils.DRIVE / "MyDrive" / "other"
-    assert colab.setup(out=str(other)).mirror.drive == other
-    assert colab.api.drive.calls == [str(utils.DRIVE)]
-    assert colab.run.out != colab.setup().out
+def test_drive_is_mounted_only_where_it_is_used(colab, tmp_path, monkeypatch):
+    assert colab.setup(out=str(tmp_path / "elsewhere")).drive is None
+    assert not colab.api.calls
+    other = colab.my_drive / "other"
+    assert colab.setup(out=str(other)).drive.remote == other
+    assert colab.api.calls == [str(cxr.drive.DRIVE)]
+    assert colab.config.output_dir != colab.setup().output_dir
+    monkeypatch.delitem(sys.modules, "google.colab")
+    assert colab.setup(out=str(tmp_path / "elsewhere")).drive is None
 
 
-def test_outside_colab_there_is_no_mirror(make_run, monkeypatch):
-    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    assert make_run("phantom").mirror is None
-
-
-def test_drive_vanishes_in_the_middle_and_comes_back(colab, capsys):
+def test_drive_vanishes_and_comes_back(colab, capsys):
     colab.setup()
-    whole = colab.train()
-
-    def hook(epoch):
-        if epoch == 2:
-            colab.vanish()
-        if epoch == 4:
-            assert not colab.my_drive.exists(), "a folder that pretends to be Drive"
-            colab.come_back()
-
-    capsys.readouterr()
-    assert_same(whole, colab.train(hook, retrain=True))
+    colab.finish_run()
+    colab.vanish()
+    colab.finish_run(2.0, "03_other")
+    colab.finish_run(3.0, "05_other")
+    assert not colab.my_drive.exists(), "a folder that pretends to be Drive"
+    colab.come_back()
+    colab.finish_run(4.0, "02_last")
     said = capsys.readouterr().out
     assert said.count("Drive does not take or give files (it is not mounted any more)") == 1
     assert said.count("Drive takes files again") == 1
-    assert_on_drive(colab)
+    colab.assert_same_everywhere()
 
 
-def test_drive_stays_away_and_the_local_folder_is_named(colab, capsys):
-    run = colab.setup()
-    colab.train(lambda epoch: colab.vanish() if epoch == 2 else None)
-    said = capsys.readouterr().out
-    assert f"saved in {run.out / STAGE}, not on Drive (it is not mounted" in said
-    assert not colab.my_drive.exists()
-    assert len(utils.Stage(run.out / STAGE).history) == 4
+def test_drive_stays_away_until_the_set_up_cell_is_run_again(colab, capsys):
+    config = colab.setup()
+    colab.vanish()
+    colab.finish_run()
+    assert "not on Drive (it is not mounted" in config.drive.describe(config.output_dir)
     colab.come_back()
-    assert not (colab.out / STAGE / "run.json").exists()
-    colab.new_kernel()
-    colab.setup()  # the same machine: the set-up cell is run again
-    assert (colab.out / STAGE / "run.json").exists()
-    assert len(utils.Stage(colab.out / STAGE).predictions)
+    assert not colab.folder.exists()
+    colab.setup()
+    colab.assert_on_drive()
 
 
 def test_drive_vanishes_between_two_files(colab, monkeypatch):
@@ -254,271 +234,147 @@ def test_drive_vanishes_between_two_files(colab, monkeypatch):
 
     def then_vanish(source, target):
         replace(source, target)
-        if target == colab.out / STAGE / "model.weights.h5":
+        if target == colab.folder / "history.csv":
             colab.vanish()
 
-    monkeypatch.setattr(utils.os, "replace", then_vanish)
-    colab.train()
+    monkeypatch.setattr(os, "replace", then_vanish)
+    colab.finish_run()
     assert not colab.my_drive.exists(), "a folder that pretends to be Drive"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTCONN])
-def test_a_drive_that_fails_in_the_middle_stops_nothing(colab, number, capsys):
-    run = colab.setup()
-    copy, failed = shutil.copyfile, []
-
-    def half(source, target):
-        if Path(target).is_relative_to(utils.DRIVE):
-            failed.append(target)
-            Path(target).write_bytes(Path(source).read_bytes()[:100])
-            raise OSError(number, os.strerror(number), str(target))
-        return copy(source, target)
-
-    def hook(epoch):
-        if epoch == 3:
-            colab.patch.setattr(utils.shutil, "copyfile", half)
-
-    colab.train(hook)
-    said = capsys.readouterr().out
-    assert len(failed) >= 2 and said.count("Drive does not take or give files") == 1
-    assert f"not on Drive ({os.strerror(number)})" in said
-    assert not list(colab.my_drive.rglob("*.part"))
-    state = colab.out / STAGE / "training.npz"  # of the second epoch, whole
-    with np.load(state, allow_pickle=False) as state:
-        assert len(json.loads(state["meta"].tobytes())["history"]) == 2
-    assert len(utils.Stage(run.out / STAGE).history) == 4
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_drive_that_fails_in_the_middle_stops_nothing(colab, refuse, number, capsys):
+    colab.setup()
+    colab.finish_run()
+    refuse(lambda _, target: target.is_relative_to(colab.my_drive), number)
+    colab.finish_run(2.0, "03_other")
+    assert f"not take or give files ({os.strerror(number)})" in capsys.readouterr().out
+    assert not list(colab.my_drive.rglob("*.part*"))
+    assert utils.ModelRun(colab.config.output_dir / "03_other").has_weights
+    colab.assert_on_drive()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Unix permissions")
-def test_a_read_only_drive_folder_is_read_and_said(monkeypatch, tiny_set, capsys):
+def test_a_read_only_drive_is_read_and_said(monkeypatch, tiny_set, capsys):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders shut others out
         folder = Path(folder)
         folder.chmod(0o755)
         colab = Colab(monkeypatch, folder / "content", tiny_set(folder / "set"))
         colab.setup()
-        first = colab.train()
-        colab.new_machine()
-        utils.LOCAL.mkdir()
-        utils.LOCAL.chmod(0o777)
+        colab.finish_run()
+        shutil.rmtree(cxr.config.COLAB_OUTPUT)
+        cxr.config.COLAB_OUTPUT.mkdir()
+        cxr.config.COLAB_OUTPUT.chmod(0o777)
         kept = [p for p in (colab.my_drive, *colab.my_drive.rglob("*")) if p.is_dir()]
         for path in kept:
             path.chmod(0o555)
-        capsys.readouterr()
         if os.geteuid() == 0:  # root writes everywhere: be somebody else for a moment
             os.seteuid(65534)
         try:
             colab.setup()
-            said = capsys.readouterr().out
-            assert "Drive does not take or give files (Permission denied)" in said
-            assert "not on Drive (Permission denied)" in said
-            assert_same(first, colab.train())
-            assert "is trained already" in capsys.readouterr().out
+            assert colab.loss() == 1
+            colab.finish_run(2.0, "03_other")
         finally:
             if os.getuid() == 0:
                 os.seteuid(0)
             for path in kept:
                 path.chmod(0o755)
+        assert "Drive does not take or give files (Permission denied)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [(name, flip_a_bit) for name in (*utils.STAGE_FILES, "run.json")]
-    + [("model.weights.h5", Path.unlink)],
+    [(name, flip_a_bit) for name in sorted(FILES)] + [("model.weights.h5", Path.unlink)],
 )
-def test_a_damaged_stage_on_drive_is_not_used(colab, name, damage, capsys, monkeypatch):
-    run = colab.setup()
-    first = colab.train()
-    good = (run.out / STAGE / "history.csv").read_bytes()
-    damage(colab.out / STAGE / name)
-    colab.new_machine()
+def test_a_damaged_run_on_drive_is_not_used_and_is_replaced(colab, name, damage, capsys):
     colab.setup()
-    if name == "history.csv":  # a good local file: Drive's bad one must not replace it
-        (run.out / STAGE).mkdir()
-        (run.out / STAGE / name).write_bytes(good)
-        os.utime(run.out / STAGE / name, (0, 0))
-    capsys.readouterr()
-    assert not utils.finished(colab.run, STAGE)
-    said = capsys.readouterr().out
-    assert f"{colab.out / STAGE / name} is missing or damaged" in said
-    if name == "history.csv":
-        assert (run.out / STAGE / name).read_bytes() == good
-    assert_same(first, colab.train())
-    assert_on_drive(colab)
+    colab.finish_run()
+    damage(colab.folder / name)
+    colab.new_machine()
+    assert colab.loss() is None
+    assert f"{colab.folder} is damaged" in capsys.readouterr().out
+    colab.finish_run(2.0)
+    colab.assert_on_drive()
 
 
-@pytest.mark.parametrize("suffix", [".uint8", ".json"])
-def test_a_damaged_pack_on_drive_is_not_used(colab, suffix, capsys):
-    first = utils.open_images(colab.setup())
-    [path] = (colab.out.parent / "cache").glob(f"images-*{suffix}")
+@pytest.mark.parametrize("name", ["pixels.npy", "info.json"])
+def test_damaged_images_on_drive_are_not_used_and_are_replaced(colab, name, capsys):
+    first = utils.load_images(colab.setup())
+    [path] = colab.my_drive.rglob(name)
     flip_a_bit(path)
-    colab.new_machine()
-    again = utils.open_images(colab.setup())
-    assert f"{path} is missing or damaged" in capsys.readouterr().out
+    again = utils.load_images(colab.new_machine())
+    assert f"{path.parent} is damaged" in capsys.readouterr().out
     assert again.fingerprint == first.fingerprint
-    assert content(colab.out.parent / "cache") == content(colab.run.cache)
+    colab.assert_same_everywhere()
 
 
-def test_a_damaged_training_state_on_drive_is_not_used(colab, capsys):
+def test_this_machines_full_disk_is_not_taken_for_drives_fault(colab, refuse):
     colab.setup()
-    whole = colab.train()
-    killed_in_the_third_epoch(colab)
-    flip_a_bit(colab.out / STAGE / "training.npz")
+    colab.finish_run()
     colab.new_machine()
+    refuse(lambda _, target: not target.is_relative_to(colab.my_drive))
+    with pytest.raises(utils.UserError, match="No space left while writing .*cxr_output"):
+        colab.loss()
+
+
+def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
     colab.setup()
-    assert_same(whole, colab.train())
-    assert "training.npz is damaged" in capsys.readouterr().out
-
-
-def test_this_machines_full_disk_is_not_taken_for_drives_fault(colab, monkeypatch):
+    colab.finish_run(1.0)
+    kept = contents(colab.folder)
+    shutil.rmtree(cxr.config.COLAB_OUTPUT)
+    colab.setup_unmounted()
+    colab.finish_run(2.0)  # a session that could not look at Drive
     colab.setup()
-    colab.train()
-    colab.new_machine()
-    colab.setup()
-    copy = shutil.copyfile
-
-    def full(source, target):
-        if Path(target).is_relative_to(utils.LOCAL):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        return copy(source, target)
-
-    monkeypatch.setattr(utils.shutil, "copyfile", full)
-    with pytest.raises(utils.CxrError, match="No space left while writing .*cxr_local"):
-        utils.finished(colab.run, STAGE)
-
-
-def test_retrain_forgets_the_old_stage_on_drive_even_while_drive_is_away(colab):
-    colab.setup()
-    colab.train()
-    colab.vanish()
-
-    def hook(epoch):
-        if epoch == 2:
-            colab.come_back()
-            assert (colab.out / STAGE / "run.json").exists()
-        if epoch == 3:
-            assert os.listdir(colab.out / STAGE) == ["training.npz"]
-            raise Killed
-
-    with pytest.raises(Killed):
-        colab.train(hook, retrain=True)
-    colab.new_machine()
-    colab.setup()
-    assert not utils.finished(colab.run, STAGE)
-
-
-def test_retrain_while_drive_blinks_does_not_fetch_the_old_stage(colab, monkeypatch):
-    run = colab.setup()
-    colab.train()
-    forget = run.mirror.forget
-
-    def blink(folder):
-        colab.vanish()
-        forget(folder)
-        colab.come_back()
-
-    monkeypatch.setattr(run.mirror, "forget", blink)
-    assert len(colab.train(epochs=2, retrain=True)[0]) == 2
-    assert_on_drive(colab)
-
-
-def test_a_finished_stage_on_drive_is_replaced_only_by_retrain(colab, capsys):
-    """A session that could not look at Drive trains on its own; then Drive is there."""
-    colab.setup()
-    colab.train()
-    kept = content(colab.out / STAGE)
-    colab.new_machine()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(colab.api.drive, "mount", never)
+    said = capsys.readouterr().out
+    assert f"Drive has another finished {NAME} and keeps it" in said and "RETRAIN" in said
+    assert contents(colab.folder) == kept and colab.loss() == 2
+    with pytest.MonkeyPatch.context() as patch:  # nor where it cannot be compared
+        patch.setattr(cxr.drive.filecmp, "cmp", lambda *_, **__: open("/no such file"))
         colab.setup()
-    assert len(colab.train(epochs=2)[0]) == 2
-    capsys.readouterr()
-    run = colab.setup()
-    said = capsys.readouterr().out
-    assert "Drive has a finished 02_small which this session has not read" in said
-    assert f"stays in {run.out / STAGE}" in said
-    assert content(colab.out / STAGE) == kept
-    again = colab.train(epochs=3, retrain=True)
-    assert len(again[0]) == 3
-    assert_on_drive(colab)
-
-
-def test_a_drive_that_was_away_when_asked_keeps_its_stage(colab, capsys):
-    colab.setup()
-    colab.train()
-    kept = content(colab.out / STAGE)
+    assert contents(colab.folder) == kept
+    colab.finish_run(3.0, retrain=True)
+    colab.assert_on_drive()
     colab.new_machine()
+    assert colab.loss() == 3
+
+
+def test_a_lost_session_goes_on_after_the_last_state_on_drive(colab, monkeypatch, capsys):
+    """Which is copied over the old one, now and then, and deleted when the run is there."""
     colab.setup()
-    colab.vanish()
-    colab.train(lambda epoch: colab.come_back() if epoch == 2 else None, epochs=3)
-    said = capsys.readouterr().out
-    assert "Drive has a finished 02_small" in said
-    assert f"saved in {colab.run.out / STAGE}, not on Drive, which has another" in said
-    assert content(colab.out / STAGE) == kept
+    clock, seen = [0.0], []
+    monkeypatch.setattr(cxr.drive, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    colab.new_machine()
+
+    def pass_time(epoch):
+        clock[0] += 0.7 * cxr.drive.STATE_INTERVAL
+        if (state := colab.folder / "training.npz").exists():
+            history = json.loads(np.load(state)["state"].tobytes())["history"]
+            seen.append((epoch, len(history), state.stat().st_ino))
+
+    whole = small.train(colab.config, hook=pass_time, patience=9)
+    assert [row[:2] for row in seen] == [(3, 2), (4, 2), (5, 4), (6, 4)]
+    assert len({row[2] for row in seen}) == 1
+    colab.assert_on_drive()
+    with pytest.raises(Killed):
+        small.train(colab.config, "02_lost", hook=pass_time, killed_after=3, patience=9)
+    capsys.readouterr()
+    assert_same(whole, small.train(colab.new_machine(), "02_lost", patience=9))
+    assert "Going on after epoch 2" in capsys.readouterr().out
 
 
-def test_a_second_session_is_told_and_the_first_too(colab, capsys):
-    first = colab.setup()
-    assert "Another session" not in capsys.readouterr().out
-    colab.setup()  # the set-up cell run twice is no second session
-    assert "Another session" not in capsys.readouterr().out
-    colab.new_kernel()
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_state_stays_on_drive_until_the_run_is_there(
+    colab, refuse, monkeypatch, damaged, capsys
+):
+    monkeypatch.setattr(cxr.drive, "STATE_INTERVAL", 0)
+    refuse(lambda _, target: "model.weights.h5" in target.name and "part" in target.name)
     colab.setup()
-    said = capsys.readouterr().out
-    assert f"Another session wrote in {colab.out} 0 min ago" in said and "stop one" in said
-    colab.run.mirror.put()
-    assert "Another session" not in capsys.readouterr().out  # once is enough
-    colab.new_kernel()  # the first one's next epoch, with an id that is not the last writer's
-    first.mirror.put()
-    assert "Another session" in capsys.readouterr().out
-    first.mirror.put(ended=True)
-    colab.new_kernel()
-    colab.setup()
-    assert "Another session" not in capsys.readouterr().out
-
-
-def test_a_session_of_long_ago_is_not_worth_a_word(colab, capsys):
-    colab.setup()
-    beat = colab.out / "session.json"
-    utils.write_json(beat, {"session": "another", "time": time.time() - 3600})
-    colab.setup()
-    flip_a_bit(beat)
-    colab.setup()
-    assert "Another session" not in capsys.readouterr().out
-    assert utils.read_json(beat)["session"] == utils.SESSION
-
-
-def test_two_sessions_that_save_at_the_same_moment_leave_one_whole_stage(colab, monkeypatch):
-    colab.setup()
-    copy = shutil.copyfile
-
-    def interleaved(source, target):
-        copy(source, target)
-        if Path(source).name == "predictions.csv":  # the other one's weights arrive in between
-            weights = colab.out / STAGE / "model.weights.h5"
-            weights.write_bytes(b"of another training")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils.shutil, "copyfile", interleaved)
-        colab.train()
-    assert_on_drive(colab)
-
-
-def test_a_slow_drive_takes_a_tenth_of_the_time(colab, monkeypatch):
-    run = colab.setup()
-    path = run.out / STAGE / "training.npz"
-    path.parent.mkdir()
-    copy = shutil.copyfile
-
-    def slow(source, target):
-        time.sleep(0.3)
-        copy(source, target)
-
-    monkeypatch.setattr(utils.shutil, "copyfile", slow)
-    for text in ("one", "two"):
-        path.write_text(text)
-        run.mirror.put(path, soon=False)
-    twin = run.mirror.twin(path)
-    assert twin.read_text() == "one"
-    assert 2.5 < run.mirror.next - time.monotonic() < 9
-    run.mirror.put()
-    assert twin.read_text() == "two"
+    run = small.train(colab.config, epochs=2)
+    assert {p.name for p in colab.folder.iterdir()} == {*FILES, "training.npz"} - {
+        "model.weights.h5", "run.json"}  # fmt: skip
+    if damaged:
+        flip_a_bit(colab.folder / "training.npz")
+    refuse(lambda *_: False)
+    assert_same(run, small.train(colab.new_machine(), epochs=2))
+    assert ("training.npz is damaged" in capsys.readouterr().out) == damaged
+    colab.assert_on_drive()

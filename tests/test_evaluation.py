@@ -1,96 +1,124 @@
 """Measures against values worked out by hand or by another way."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import small
 
+import cxr
 import utils
 
 
-def predictions(true, said, classes, patients=None):
-    names = list(utils.CLASSES[classes])
+def predictions(true, predicted, classes, patients=None):
+    names = list(utils.CLASS_NAMES[classes])
     table = pd.DataFrame(0.1, index=range(len(true)), columns=names)
-    for row, name in enumerate(said):
-        table.loc[row, name] = 0.8
-    table.insert(0, "true", true)
-    table.insert(0, "patient", patients or [f"p{n}" for n in range(len(true))])
-    return table
+    for row, name in enumerate(predicted):
+        table.loc[row, name] = 1.1 - 0.1 * classes
+    patients = patients or [f"p{n}" for n in range(len(true))]
+    return table.assign(true=true, patient=patients, split="test", file=patients)
 
 
 def test_the_reports_own_matrix():
     """388 of 390 pneumonia and 123 of 234 normals give the report's 82%."""
     true = ["pneumonia"] * 390 + ["normal"] * 234
-    said = ["pneumonia"] * 388 + ["normal"] * 2 + ["normal"] * 123 + ["pneumonia"] * 111
-    found = utils.evaluate(predictions(true, said, 2), 2)
+    predicted = ["pneumonia"] * 388 + ["normal"] * 2 + ["normal"] * 123 + ["pneumonia"] * 111
+    found = utils.evaluate(predictions(true, predicted, 2))
     assert found["accuracy"] == pytest.approx(511 / 624)
-    assert found["sensitivity"] == pytest.approx(388 / 390)
-    assert found["specificity"] == pytest.approx(123 / 234)
+    assert found["sensitivity"] == found["recall"]["pneumonia"] == pytest.approx(388 / 390)
+    assert found["specificity"] == found["recall"]["normal"] == pytest.approx(123 / 234)
     assert found["precision"]["normal"] == pytest.approx(123 / 125)
-    assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
+    assert found["auc"] == pytest.approx((388 / 390 + 123 / 234) / 2)  # of two scores alone
     # independent patients: close to the binomial interval
     half = 1.96 * np.sqrt(0.819 * 0.181 / 624)
+    assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
     assert found["accuracy_high"] - found["accuracy_low"] == pytest.approx(2 * half, rel=0.15)
 
 
 def test_the_interval_resamples_patients_not_images():
-    true = ["normal"] * 200
-    said = ["normal"] * 100 + ["pneumonia"] * 100
-    one_each = utils.evaluate(predictions(true + ["pneumonia"], said + ["pneumonia"], 2), 2)
-    few = [f"p{n // 20}" for n in range(200)] + ["q"]
-    grouped = utils.evaluate(predictions(true + ["pneumonia"], said + ["pneumonia"], 2, few), 2)
-    assert grouped["accuracy"] == one_each["accuracy"]
-    width = [m["accuracy_high"] - m["accuracy_low"] for m in (one_each, grouped)]
-    assert width[1] > 3 * width[0]
+    values = [True] * 100 + [False] * 100
+    low, high = utils.cluster_bootstrap_interval(values, range(200))
+    few_low, few_high = utils.cluster_bootstrap_interval(values, np.arange(200) // 20)
+    assert few_high - few_low > 3 * (high - low)
 
 
 def test_three_classes():
     true = ["normal", "normal", "bacterial", "viral", "viral", "viral"]
-    said = ["normal", "viral", "bacterial", "viral", "viral", "normal"]
-    found = utils.evaluate(predictions(true, said, 3), 3)
+    predicted = ["normal", "viral", "bacterial", "viral", "viral", "normal"]
+    found = utils.evaluate(predictions(true, predicted, 3))
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["recall"] == {"normal": 0.5, "bacterial": 1.0, "viral": pytest.approx(2 / 3)}
     assert found["precision"]["viral"] == pytest.approx(2 / 3)
+    # one against the rest, by pairs; ties count one half
+    assert found["auc"] == pytest.approx((5 / 8 + 1 + 6 / 9) / 3)
     assert "sensitivity" not in found
 
 
-def test_yardsticks_know_nothing_of_the_test_labels(phantom_images):
-    index = phantom_images.index.assign(part="test")
-    train, test = (index[index["split"] == split] for split in ("train", "test"))
-    found = utils.yardsticks(phantom_images, train, test, 2)
-    wrong = test.assign(class2="normal")
-    again = utils.yardsticks(phantom_images, train, wrong, 2)
+@pytest.mark.parametrize("missing", ["normal", "pneumonia", "bacterial", "viral"])
+def test_a_class_without_images_is_not_measured_and_the_run_is_saved(
+    missing, tiny_set, make_config
+):
+    classes = 2 if missing == "pneumonia" else 3
+    names = [name for name in utils.CLASS_NAMES[classes] if name != missing]
+    true = names * 3
+    table = predictions(true, ["normal", *true[1:]], classes)
+    found = utils.evaluate(table)
+    assert found["recall"].pop(missing) is None and found["auc"] is None
+    assert None not in found["recall"].values()
+    if classes == 2:
+        assert found["sensitivity"] is None and found["specificity"] == 1
+    assert utils.metrics_table({"a": table}).loc["a", ["ROC AUC", f"recall {missing}"]].eq("-").all()
+    plt.close(utils.plot_confusion(table, "title"))
+    config = make_config(tiny_set())
+    checkpoint = utils.TrainingCheckpoint(config, "x", utils.load_images(config), None, None)
+    checkpoint.settings = {}
+    utils.save_run(checkpoint, small.build_model(0.1), table)
+    content = (config.output_dir / "x" / "run.json").read_text()
+    metrics = json.loads(content, parse_constant=lambda name: 1 / 0)["metrics"]["test"]
+    assert metrics["auc"] is None and metrics["accuracy"] == found["accuracy"]
+    with pytest.raises(ValueError, match="JSON"):
+        cxr.files.write_json(config.output_dir / "nan.json", {"a": float("nan")})
+
+
+def test_baselines_do_not_know_the_true_classes_and_neighbours_vote(sample_images):
+    metadata = sample_images.metadata.sample(160, random_state=0).assign(split="test")
+    train, test = metadata[::2], metadata[1::2]
+    found = utils.baselines(sample_images, train, test, 3)
+    again = utils.baselines(sample_images, train, test.assign(class3="normal"), 3)
+    names = list(utils.CLASS_NAMES[3])
     for name in found:
-        names = list(utils.CLASSES[2])
         pd.testing.assert_frame_equal(found[name][names], again[name][names])
-    majority = train["class2"].mode()[0]
-    assert (found["majority class"][majority] == 1).all()
-
-
-def test_neighbours_vote_with_probabilities(phantom_images):
-    rows = phantom_images.index.groupby("class3").head(14).assign(part="test")
-    near = utils.yardsticks(phantom_images, rows, rows, 3)["11 nearest neighbours"]
-    votes = near[list(utils.CLASSES[3])] * 11
-    np.testing.assert_allclose(votes.sum(axis=1), 11, atol=1e-4)
+    assert (found["majority class"][train["class3"].mode()[0]] == 1).all()
+    votes = found["11 nearest neighbours"][names] * 11
     np.testing.assert_allclose(votes, votes.round(), atol=1e-4)
+    accuracy = {name: utils.evaluate(table)["accuracy"] for name, table in found.items()}
+    assert accuracy["11 nearest neighbours"] > accuracy["majority class"]
 
 
-def test_comparison_table():
-    true, said = ["normal", "pneumonia"], ["normal", "pneumonia"]
-    table = utils.comparison({"a": predictions(true, said, 2)}, 2)
-    assert table.loc["a", "accuracy"] == "100.0%" and table.loc["a", "ROC AUC"] == "1.000"
+def test_predictions_name_file_split_patient_and_class(tiny_set, make_config):
+    images = utils.load_images(make_config(tiny_set()))
+    rows, model = images.metadata[::-2].assign(split="test"), small.build_model(0.1)
+    table = utils.predict(model, images, rows, 2, batch_size=5)
+    assert [*table] == ["file", "split", "patient", "true", "normal", "pneumonia"]
+    assert table["file"].tolist() == rows["file"].tolist()
+    expected = model.predict(small.floats(images, rows), verbose=0)
+    np.testing.assert_allclose(table[["normal", "pneumonia"]], expected, atol=1e-5)
 
 
 def test_figures_say_what_they_show():
     history = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3, 2, 1.0], "accuracy": [0.5, 0.6, 0.7],
                             "val_loss": [2, 1, 1.5], "val_accuracy": [0.5, 0.6, 0.6]})  # fmt: skip
-    figure = utils.plot_history(history, reported=8, title="Figure 4: x")
-    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert words == ["training", "validation", "weights kept: epoch 2", "report stopped: epoch 8"]
-    table = predictions(["normal", "pneumonia"], ["pneumonia", "pneumonia"], 2)
-    figure = utils.plot_confusion(table, 2, "Figure 5: x")
-    shown = {text.get_text() for axis in figure.axes for text in axis.texts}
-    assert {"0", "1", "100.0%", "0.0%"} <= shown
+    figure = utils.plot_history(history, 8, "Figure 4: x")
+    words = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert words == {"training", "validation", "weights kept: epoch 2", "this run stopped: epoch 3",
+                     "report stopped: epoch 8"}  # fmt: skip
+    table = predictions(["normal"] * 4 + ["pneumonia"], ["normal"] + ["pneumonia"] * 4, 2)
+    figure = utils.plot_confusion(table, "Figure 5: x", report=((9, 1), (0, 10)))
+    ours, theirs = ([text.get_text() for text in axis.texts] for axis in figure.axes)
+    assert ours == ["1\n25.0%", "3\n75.0%", "0\n0.0%", "1\n100.0%"]
+    assert theirs == ["9\n90.0%", "1\n10.0%", "0\n0.0%", "10\n100.0%"]
     plt.close("all")
 
 
@@ -99,6 +127,5 @@ def test_colours_differ_in_grey():
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    for group in (utils.CLASSES[3], utils.CLASSES[2], ("train", "validation", "test")):
-        values = sorted(lightness(utils.COLOURS[name]) for name in group)
-        assert np.diff(values).min() > 25
+    for names in utils.CLASS_NAMES.values():
+        assert np.diff(sorted(lightness(utils.CLASS_COLOURS[n]) for n in names)).min() > 25

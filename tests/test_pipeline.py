@@ -1,14 +1,78 @@
-"""Batches from the packed file."""
+"""The splits, the batches, and the features that stand for a frozen network."""
 
+import dataclasses
+import hashlib
+import types
+
+import keras
 import numpy as np
+import pandas as pd
 import pytest
+import small
 
+import cxr
 import utils
+
+layers = keras.layers
+
+
+def kaggles_metadata(train=(1341, 2530, 1345), val=(8, 8, 0), test=(234, 242, 148)):
+    """Metadata with Kaggle's counts, two images per patient, without any file."""
+    rows = []
+    for split, counts in (("train", train), ("val", val), ("test", test)):
+        for label, count in zip(utils.CLASS_NAMES[3], counts, strict=True):
+            series = {"normal": "IM", "bacterial": "bacteria", "viral": "virus"}[label]
+            class2 = "normal" if label == "normal" else "pneumonia"
+            for n in range(count):
+                file = f"{split}/{label}/{n:05d}.jpeg"
+                rows.append((file, split, class2, label, series, f"{series}-{split}-{n // 2}"))
+    columns = ["file", "source_split", "class2", "class3", "series", "patient"]
+    return pd.DataFrame(sorted(rows), columns=columns)
+
+
+def assign(seed=0, quick=False, **options):
+    config = types.SimpleNamespace(mode="quick" if quick else "full", quick=quick, seed=seed)
+    return utils.assign_splits(kaggles_metadata(), config, **options)
+
+
+# The same on every machine: a change here changes every published number.
+FINGERPRINTS = {
+    ("image", 0): "dc21adc5008973f1",
+    ("image", 1): "29c7db09a70bd299",
+    ("patient", 0): "abfedf8b37b1b4c1",
+}
+
+
+@pytest.mark.parametrize(("by", "seed"), FINGERPRINTS)
+def test_the_split_is_the_same_on_any_machine(by, seed):
+    split = ",".join(assign(seed, by=by)["split"])
+    assert hashlib.sha256(split.encode()).hexdigest()[:16] == FINGERPRINTS[by, seed]
+
+
+@pytest.mark.parametrize("options", [{}, {"by": "patient"}, {"stratify": False}])
+def test_a_fifth_of_kaggles_training_images(options):
+    metadata = assign(**options)
+    assert (metadata["split"] == "test").equals(metadata["source_split"] == "test")
+    assert (metadata["split"] == "unused").equals(metadata["source_split"] == "val")
+    train = metadata[metadata["source_split"] == "train"]
+    shares = (train["split"] == "validation").groupby(train["class3"]).mean()
+    assert shares.between(0.19, 0.21).all() == ("stratify" not in options)
+    assert (train["split"] == "validation").mean() == pytest.approx(0.2, abs=0.005)
+    patients = train.groupby("split")["patient"].agg(set)
+    assert (patients["train"] & patients["validation"] == set()) == ("by" in options)
+
+
+def test_quick_mode_keeps_640_images_with_the_classes_shares():
+    split = assign(quick=True)
+    assert split["split"].value_counts().to_dict() == {
+        "unused": 16 + 5216 - 640, "test": 624, "train": 512, "validation": 128}  # fmt: skip
+    shares = split[split["split"] == "train"]["class3"].value_counts(normalize=True)
+    assert shares["bacterial"] == pytest.approx(2530 / 5216, abs=0.01)
 
 
 @pytest.fixture
-def images(tiny_set, make_run):
-    return utils.open_images(make_run(tiny_set()))
+def images(tiny_set, make_config):
+    return utils.load_images(make_config(tiny_set()))
 
 
 def epoch(dataset):
@@ -16,39 +80,144 @@ def epoch(dataset):
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def test_batches_are_the_packed_pixels_scaled(images):
-    rows = images.index.iloc[::2]
-    pixels, labels = epoch(utils.make_dataset(images, rows, classes=3, batch_size=5))
-    assert pixels.dtype == labels.dtype == np.float32
-    assert pixels.shape == (len(rows), 224, 224, 3) and labels.shape == (len(rows), 3)
-    expected = images.pixels[rows.index][..., None] / np.float32(255)
-    np.testing.assert_array_equal(pixels, np.repeat(expected, 3, axis=-1))
-    names = np.array(utils.CLASSES[3])[labels.argmax(axis=1)]
-    assert (names == rows["class3"]).all() and (labels.sum(axis=1) == 1).all()
+def test_batches_are_the_cached_pixels_scaled_and_the_classes_one_hot(images):
+    rows = images.metadata.iloc[::2]
+    for classes in (2, 3):
+        pixels, labels = epoch(utils.make_dataset(images, rows, classes, batch_size=5))
+        assert pixels.dtype == labels.dtype == np.float32
+        expected = images.pixels[rows.index][..., None] / np.float32(255)
+        np.testing.assert_array_equal(pixels, np.repeat(expected, 3, axis=-1))
+        names = np.array(utils.CLASS_NAMES[classes])[labels.argmax(axis=1)]
+        assert (names == rows[f"class{classes}"]).all()
+        assert (labels.sum(axis=1) == 1).all() and labels.shape == (len(rows), classes)
 
 
-def test_two_classes(images):
-    _, labels = epoch(utils.make_dataset(images, images.index, classes=2, batch_size=7))
-    assert ((labels.argmax(axis=1) == 1) == (images.index["class2"] == "pneumonia")).all()
+def test_the_order_depends_on_seed_and_epoch_alone_and_has_each_image_once(images):
+    def order(seed, number):
+        shuffle = utils.EpochShuffle(seed)
+        dataset = utils.make_dataset(images, images.metadata, 3, 5, shuffle)
+        assert int(dataset.cardinality()) == 5
+        shuffle.epoch = number  # after the dataset is made, as the callback does
+        return epoch(dataset)[0][:, :3, :3, 0].reshape(24, -1)
+
+    first, second = order(3, 0), order(3, 1)
+    np.testing.assert_array_equal(second, order(3, 1))
+    assert not np.array_equal(first, second) and not np.array_equal(second, order(4, 1))
+    np.testing.assert_array_equal(first[np.lexsort(first.T)], second[np.lexsort(second.T)])
 
 
-def test_every_epoch_has_each_image_once_in_an_order_of_its_own(images):
-    dataset = utils.make_dataset(images, images.index, 3, batch_size=5, shuffle_seed=3)
-    assert int(dataset.cardinality()) == 5
-    (first, _), (second, _) = epoch(dataset), epoch(dataset)
-    assert not np.array_equal(first, second)
-    order = np.lexsort(first.reshape(24, -1).T[:50]), np.lexsort(second.reshape(24, -1).T[:50])
-    np.testing.assert_array_equal(first[order[0]], second[order[1]])
+def frozen_part(seed=0, scale=None):
+    """A small frozen network with a flip inside, as notebook 05's."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((224, 224, 3))
+    flipped = layers.RandomFlip("horizontal", seed=1)(inputs)
+    scaled = layers.Rescaling(scale)(flipped) if scale else flipped
+    convolved = layers.Conv2D(4, 5, strides=9, activation="relu")(scaled)
+    model = keras.Model(inputs, layers.MaxPooling2D()(convolved))
+    model.trainable = False
+    return model
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(images):
-    def third_epoch(seed):
-        dataset = utils.make_dataset(images, images.index, 3, batch_size=5, shuffle_seed=seed)
-        dataset.order.epoch = 2
-        return epoch(dataset)[0]
+def new_head(shape):
+    keras.utils.set_random_seed(1)
+    head = keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(3, "softmax")])
+    head.compile(keras.optimizers.Adam(1e-2), "categorical_crossentropy", metrics=["accuracy"])
+    return head
 
-    whole = utils.make_dataset(images, images.index, 3, batch_size=5, shuffle_seed=3)
-    for _ in range(3):
-        last = epoch(whole)[0]
-    np.testing.assert_array_equal(third_epoch(3), last)
-    assert not np.array_equal(third_epoch(4), last)
+
+@pytest.fixture
+def setting(tiny_set, make_config):
+    config = make_config(tiny_set())
+    images = utils.load_images(config)
+    rows = images.metadata[images.metadata["source_split"] != "val"]
+    return config, images, rows.assign(split="test")
+
+
+def extract(setting, frozen):
+    features = utils.FrozenFeatures(*setting, frozen, "small")
+    features.compute()
+    return features
+
+
+def test_features_are_what_the_frozen_part_makes_of_both_versions(setting):
+    _, images, rows = setting
+    frozen = frozen_part()
+    features, pixels = extract(setting, frozen), small.floats(images, rows)
+    chosen = rows.index.to_numpy()[::-1]
+    for flipped, seen in ((False, pixels), (True, pixels[:, :, ::-1])):
+        found = features.read(chosen, np.full(len(rows), flipped))[::-1]
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, frozen.predict(seen, verbose=0), rtol=1e-3, atol=1e-3)
+    unflipped = epoch(utils.make_dataset(features, rows, 3, 7))[0]
+    np.testing.assert_array_equal(unflipped, features.read(rows.index))
+    with pytest.raises(KeyError, match="no features"):
+        features.read(images.metadata.index)
+
+
+def test_training_on_features_is_training_with_the_frozen_part_inside(setting):
+    """The same order, the same flips: the same losses, within float16's rounding."""
+    _, images, rows = setting
+    frozen, shuffle = frozen_part(), utils.EpochShuffle(0)
+    features = extract(setting, frozen)
+    head, second = new_head(features.shape), new_head(features.shape)
+    dataset = utils.make_dataset(features, rows, 3, 16, shuffle)
+    inputs = outputs = keras.Input((224, 224, 3))
+    for layer in [*frozen.layers[2:], *second.layers]:  # the test itself does the flips
+        outputs = layer(outputs)
+    inside = keras.Model(inputs, outputs)
+    inside.compile(keras.optimizers.Adam(1e-2), "categorical_crossentropy", metrics=["accuracy"])
+    losses, mirrored = [], []
+    for shuffle.epoch in range(4):
+        [(values, labels)] = dataset
+        chosen, flips = shuffle.order(len(rows)), shuffle.flips(len(rows))
+        pixels = small.floats(images, rows)
+        pixels[flips] = pixels[flips][:, :, ::-1]
+        mirrored += [flips.mean()]
+        losses.append((head.train_on_batch(values, labels)[0],
+                       inside.train_on_batch(pixels[chosen], utils.one_hot(rows, 3)[chosen])[0])
+                      )  # fmt: skip
+    on_features, on_pixels = np.array(losses, float).T
+    assert len(set(on_features.round(3))) > 2 and 0.2 < np.mean(mirrored) < 0.8
+    np.testing.assert_allclose(on_features, on_pixels, rtol=5e-3)
+    whole = keras.Sequential([keras.Input((224, 224, 3)), frozen, *head.layers])
+    names = list(utils.CLASS_NAMES[3])
+    from_pixels = utils.predict(whole, images, rows, 3)[names].to_numpy()
+    from_features = head.predict(utils.make_dataset(features, rows, 3, 7), verbose=0)
+    np.testing.assert_allclose(from_pixels, from_features, atol=1e-2)
+
+
+def test_features_are_computed_once_and_anew_where_anything_changes(setting, monkeypatch):
+    config, images, rows = setting
+    frozen, predict, computed = frozen_part(), keras.Model.predict_on_batch, []
+
+    def counted(self, batch):
+        computed.append(1)
+        if len(computed) == die_at:
+            raise KeyboardInterrupt
+        return predict(self, batch)
+
+    die_at = 2
+    monkeypatch.setattr(keras.Model, "predict_on_batch", counted)
+    monkeypatch.setattr(cxr.features, "BATCH", 8)
+    with pytest.raises(KeyboardInterrupt):
+        extract(setting, frozen)
+    assert not list(config.cache_dir.glob("*features*")), "taken for whole, or litter"
+    path = extract(setting, frozen).path
+    content = path.read_bytes()
+    assert len(computed) == 4
+    extract(setting, frozen)
+    assert len(computed) == 4
+    for damaged in (content[:-7], content[:40], b""):
+        path.write_bytes(damaged)
+        assert extract(setting, frozen).path.read_bytes() == content
+    others = [(setting, frozen_part(seed=1)), (setting, frozen_part(scale=2.0)),
+              (setting, frozen_part(scale=3.0)), ((config, images, rows.iloc[::-1]), frozen),
+              ((config, dataclasses.replace(images, fingerprint="0"), rows), frozen)]  # fmt: skip
+    paths = {utils.FrozenFeatures(*part, model, "small").path for part, model in others}
+    assert len(paths | {path}) == 6
+
+
+def test_inception_weights_that_are_not_there_are_named(make_config, monkeypatch):
+    monkeypatch.setenv("CXR_INCEPTION_WEIGHTS", "/nowhere/inception.h5")
+    with pytest.raises(utils.UserError, match="/nowhere/inception.h5: no such file"):
+        utils.inception_weights(make_config("sample"))

@@ -1,0 +1,487 @@
+"""What the published runs say, wherever it is said: `make results`.
+
+Reads results/IMAGES/seed-N/RUN and writes there runs.csv, claims.csv, accuracy.png and the table in
+claims.md, which has the rules; the README's tables; and the numbers in the prose of README.md,
+data/README.md and the notebooks, `<!--02.accuracy-->76.1%<!---->` (keys: results/README.md).
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import PercentFormatter
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cxr import reported, runs
+from cxr.files import PROJECT, atomic_write
+from cxr.reference import MAIN_IMAGES, sensitivity_table, stopping_epoch
+from cxr.reported import REPORTED
+
+S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
+LONG = runs.run_name(S05, dropout=0.2, patience=10)
+ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "past", "rescaled")
+MIN_SEEDS, MAX_WIDTH, KEPT_MARGIN = 3, 0.10, 0.05  # the rules are in results/claims.md
+REPRODUCED, COMPATIBLE, NOT_REPRODUCED = "reproduced", "compatible", "not reproduced"
+UNDECIDED, CANNOT, STAND_IN = "undecided", "cannot be tested here", ", with stand-in weights"
+# <!--KEY-->text<!---->, or for a table: <!-- KEY -->, its lines, <!-- /KEY -->
+MARKER = re.compile(r"(<!-- ?([\w.]+) ?-->\n?)((?:(?!<!--).)*)(<!--(?: /\2 )?-->)", re.S)
+
+
+class Open(Exception):
+    """Too little is published for a verdict; the message says what there is."""
+
+
+def read_runs():
+    """DataFrame, one row per published run: the columns that results/README.md lists, and kind (of
+    images, in words), info (run.json), wrong_normals (test images)."""
+    rows = []
+    for path in sorted(runs.RESULTS.glob("*/seed-*/*/run.json")):
+        info = (run := runs.ModelRun(path.parent)).info
+        rows.append({"images": path.parts[-4], "run": info["run"], "seed": info["seed"]}
+                    | (_measures(run) if "metrics" in info else {})
+                    | {"kind": info["images"]["preparation"].removeprefix("a "), "info": info}
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _measures(run):
+    info, history, settings = run.info, run.history, run.info["settings"]
+    loss, suffix = history["val_loss"], info["run"].rsplit("-", 1)[-1]
+    best, patience = loss.idxmin(), settings["early_stopping"]["patience"]
+    [dropout] = {layer[2]["rate"] for layer in settings["layers"] if layer[0] == "Dropout"}
+    followed = history.get("test_accuracy", pd.Series(dtype=float))
+    row = {
+        "notebook": next(name for name in REPORTED if info["run"].startswith(name)),
+        "dropout": dropout, "patience": patience, "stratified": suffix != "unstratified",
+        "ablation": suffix if suffix in ABLATIONS else "", "inception": info.get("inception", ""),
+        "epochs": len(history), "best_epoch": best + 1, "best_val_loss": loss[best],
+        "seconds": info["seconds"], "minutes": info["seconds"] / 60,
+        "capped": len(history) - 1 - best < patience,
+        "rises": loss.diff().clip(lower=0).iloc[1:].mean(),
+        "val_above_train": (history["val_accuracy"] > history["accuracy"]).sum(),
+        "crossing": next(iter(history["epoch"][loss > history["loss"]]), 0),
+        "followed_sd": followed.std(), "followed_max": followed.max(),
+    }  # fmt: skip
+    if row["ablation"] == "past":
+        after = history[stopping_epoch(loss, 3)[0] - 1 :]
+        row |= {f"{name}_slope": 10 * stats.linregress(after["epoch"], after[name]).slope
+                for name in ("loss", "val_loss")}  # fmt: skip
+    [flat] = pd.json_normalize(info["metrics"], sep="_").to_dict("records")
+    row |= {name.removeprefix("test_"): flat[name] for name in sorted(flat)}
+    for prefix in ("", "validation_"):
+        row[f"{prefix}false_positive_rate"] = 1 - row[f"{prefix}recall_normal"]
+    for kind in ("recall", "precision"):
+        normal, *others = info["metrics"]["test"][kind].values()
+        row[f"{kind}_lead"] = normal - max(others)
+    test, names = run.predictions.query("split == 'test'"), list(info["metrics"]["test"]["recall"])
+    predicted, normal = test[names].idxmax(axis=1), test["true"] == "normal"
+    row |= {f"normal_as_{name}": (predicted[normal] == name).sum() for name in names}
+    if "viral" in names:
+        row["viral_excess"] = row["normal_as_viral"] - row["normal_as_bacterial"]
+    wrong = test["file"][normal & (predicted != "normal")]
+    return row | {"found": (predicted == test["true"])[~normal].sum(), "normals": normal.sum(),
+                  "false_positives": len(wrong), "wrong_normals": frozenset(wrong)}  # fmt: skip
+
+
+def pick(table, *names, least=MIN_SEEDS):
+    """The rows of some runs on the seeds they share, a dict from name to DataFrame by seed: on the
+    report's own kind of images if there are enough seeds of it, else on the kind with most."""
+    shared = {}
+    for label, rows in table.groupby("images"):
+        seeds = rows.groupby("run")["seed"].agg(set)
+        shared[label] = set.intersection(*(seeds.get(name, set()) for name in names))
+    enough = len(shared.get(MAIN_IMAGES, ())) >= least
+    label = MAIN_IMAGES if enough else max(shared, key=lambda x: len(shared[x]), default=None)
+    if len(shared.get(label, ())) < least:
+        raise Open(f"{len(shared.get(label, ()))} of {least} seeds of {' and '.join(names)}")
+    rows = table[(table["images"] == label) & table["seed"].isin(shared[label])]
+    return {name: rows[rows["run"] == name].set_index("seed").sort_index() for name in names}
+
+
+def mean_interval(values):
+    """95% CI (low, high) of the mean."""
+    return tuple(map(float, stats.ttest_1samp(values, 0).confidence_interval()))
+
+
+def prediction_interval(values):
+    """(low, high) that holds one more seed with 95% probability."""
+    low, high = mean_interval(values)
+    half = (high - low) / 2 * (len(values) + 1) ** 0.5
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def number_verdict(values, value, widest=MAX_WIDTH):
+    low, high = prediction_interval(values)
+    inside = REPRODUCED if high - low <= widest else COMPATIBLE
+    return inside if low <= value <= high else NOT_REPRODUCED
+
+
+def difference_verdict(differences, margin=0):
+    """On differences that are claimed to be above -`margin`."""
+    low, high = mean_interval(differences)
+    return REPRODUCED if low > -margin else NOT_REPRODUCED if high < -margin else UNDECIDED
+
+
+def combine_verdicts(verdicts):
+    """One verdict from those on the parts of a claim, a dict from the part in words."""
+    if len(set(verdicts.values())) == 1:
+        return next(iter(verdicts.values()))
+    return "; ".join(f"{part}: {verdict}" for part, verdict in verdicts.items())
+
+
+def form(column, value):
+    """A number of the runs' table in words."""
+    if re.search("loss|slope|auc|rises", column):
+        return f"{value:.3f}"
+    if re.search("epoch|_as_|normals|found|positives|excess|above|crossing|minutes", column):
+        return f"{value:.{int(column != 'minutes')}f}".removesuffix(".0")
+    return f"{value:.1%}"
+
+
+def spread(column, values, limits=(0, 1)):
+    """Mean, standard deviation, range and prediction interval in words."""
+    found = (*values.agg(["mean", "std", "min", "max"]),
+             *np.clip(prediction_interval(values), *limits))  # fmt: skip
+    text = "{} ± {} ({} to {}), 95% prediction interval {} to {}"
+    return text.format(*(form(column, value) for value in found))
+
+
+def gain(column, values):
+    """Mean and 95% CI of differences in words."""
+    share = form(column, 0).endswith("%")
+    text = "{:+.1f}" if share else "{:+.0f}" if form(column, 0) == "0" else "{:+.3f}"
+    mean, low, high = (text.format(v * 100**share) for v in (values.mean(), *mean_interval(values)))
+    return f"{mean}{' points' * share} (95% CI {low} to {high})"
+
+
+# A part of a claim is (runs it needs, least seeds, rule), and a rule gives (words, verdict).
+
+
+def number(name, column, value, widest=MAX_WIDTH, words="", limits=(0, 1)):
+    return (name,), MIN_SEEDS, lambda sample: (
+        words + spread(column, sample[name][column], limits),
+        number_verdict(sample[name][column], value, widest))  # fmt: skip
+
+
+# One run minus another, paired by seed; of one run alone, a column that is a difference itself.
+def difference(words, *names, column="accuracy", margin=0, sign=1, more=lambda *_: ""):
+    def rule(sample):
+        rows = [sample[name] for name in names]
+        values = rows[0][column] - (rows[1][column] if len(rows) > 1 else 0)
+        text = f"{words} {gain(column, values)}{more(values, *rows)}"
+        return text, difference_verdict(sign * values, margin)
+
+    return names, MIN_SEEDS, rule
+
+
+# `look` turns a run.json into (words, whether the claim holds), or nothing: there is no telling.
+def fact(name, look):
+    def rule(sample):
+        words, holds = look(sample[name]["info"].iloc[0]) or ("no originals at hand", None)
+        return words, CANNOT if holds is None else REPRODUCED if holds else NOT_REPRODUCED
+
+    return (name,), 1, rule
+
+
+def counts(info):
+    """Images by class (rows) and Kaggle's folder, without sums."""
+    return pd.DataFrame(info["counts"]).drop(index="all", columns="all", errors="ignore")
+
+
+def counted(info):
+    found = counts(info).sum().to_dict()
+    words = ", ".join(f"{split} {found[split]:,}" for split in reported.KAGGLE_COUNTS)
+    return f"{sum(found.values()):,}: {words}", found == reported.KAGGLE_COUNTS
+
+
+def average_size(info):
+    """Each class weighted by its share of the data set, whichever originals are at hand."""
+    share, sizes = counts(info).sum(axis=1), pd.DataFrame(info["sizes"]).groupby("class3")
+    mean, sem = (frame.mul(share / share.sum(), axis=0) for frame in (sizes.mean(), sizes.sem()))
+    mean, error = mean.sum(), 1.96 * sem.pow(2).sum() ** 0.5
+    holds = any((abs(mean[["width", "height"]] - size) <= error).all() for size in (
+        reported.AVERAGE_SIZE, reported.AVERAGE_SIZE[::-1]))  # fmt: skip
+    words = " x ".join(f"{mean[side]:,.0f} ± {error[side]:.0f}" for side in ("width", "height"))
+    return f"{words} pixels: mean and 95% CI of {sizes.ngroup().size:,} originals", holds
+
+
+def prevalence(info):
+    normal, every = counts(info).loc["normal"], counts(info).sum()
+    test, whole = 1 - normal["test"] / every["test"], 1 - normal.sum() / every.sum()
+    words = f"{test:.1%} of the test images, which the report means; {whole:.1%} of all"
+    return words, abs(test - reported.PNEUMONIA_SHARE) < 0.0051  # the report rounds
+
+
+def ordered(info):
+    a, b = counts(info)["train"][["bacterial", "viral"]]
+    words = (f"{info['cause_runs']:,} runs of equal cause in the {a + b:,} sorted files (2 if "
+             f"ordered, {2 * a * b / (a + b) + 1:,.0f} expected by chance)")  # fmt: skip
+    return words, info["cause_runs"] == 2
+
+
+def strength(_, plain, other):
+    """How strongly an ablation changes the images: its first layer."""
+    config = other["info"].iloc[0]["settings"]["layers"][0][2]
+    if "height_factor" in config:
+        return f", {np.max(np.abs(config['height_factor'])):.0%} in and out"
+    low, high = config["factor"]
+    return f", times {1 - low:g} to {1 + high:g}{'' if low else ' (one-sided)'}"
+
+
+def four(name, parameters, stop, accuracy):
+    """The claims on one model's parameters, epochs and accuracy."""
+    kinds, report = ("parameters", "trainable")[: 1 + (name in (S04, S05))], REPORTED[name]
+    return {
+        parameters: {"": fact(name, lambda info: (
+            ", ".join(f"{info[kind]:,} {kind}" for kind in kinds),
+            all(info[kind] == report[kind] for kind in kinds)))},
+        stop: {"": number(name, "epochs", report["epochs"], 2 * report["epochs"], "", (1, np.inf))},
+        accuracy: {"": number(name, "accuracy", report["accuracy"])},
+    }  # fmt: skip
+
+
+PARTS = {  # claim: its parts
+    "C01": {"": fact(S01, counted)},
+    "C02": {"": fact(S01, lambda info: info["sizes"]["width"] and average_size(info))},
+    "C03": {"": fact(S01, lambda info: (
+        f"{(share := info['validation_share']):.1%}",
+        abs(share - reported.VALIDATION_SHARE) < 0.005))},
+    "C04": {"": fact(S01, lambda info: (n := len(info["sizes"]["width"])) and (
+        f"{(different := info['originals_different'])} of {n:,} originals differ from load_img",
+        not different))},
+    "C05": {"": fact(S01, lambda info: (
+        "{} channels, values from {:g} to {:g}".format(info["channels"], *info["range"]),
+        info["channels"] == 3 and 0 <= min(info["range"]) <= max(info["range"]) <= 1))},
+    "C06": {f"flip beats {x}": difference(f"accuracy, flip minus {x}", S02, f"{S02}-{x}",
+                                          more=strength) for x in ("zoom", "contrast")},
+    **four(S02, "C07", "C10", "C11"),
+    "C08": {"": difference("summed rises of the validation loss after epoch 1, per epoch: Nadam "
+                           "minus Adam", f"{S02}-nadam", S02, column="rises")},
+    "C09": {"ordered by cause": fact(S01, ordered), "unshuffled training harms": difference(
+        "accuracy, shuffled minus unshuffled", S02, f"{S02}-unshuffled",
+        more=lambda _, shuffled, unshuffled: "" if unshuffled["specificity"].any() else
+        ": each unshuffled run calls every test image pneumonia")},
+    "C12": {name: number(S02, name, hit / (hit + miss), words=f"{name} ") for name, miss, hit in (
+        ("sensitivity", *REPORTED[S02]["confusion"][1]),
+        ("specificity", *REPORTED[S02]["confusion"][0][::-1]))},
+    "C13": {"": fact(S01, prevalence)},
+    **four(S03, "C14", "C15", "C16"),
+    "C17": {f"by {x}": difference(f"{x}, normal minus the next best class", S03,
+                                  column=f"{x}_lead") for x in ("recall", "precision")},
+    "C18": {"": difference("normals called viral minus normals called bacterial, images", S03,
+                           column="viral_excess")},
+    **four(S04, "C19", "C20", "C21"),
+    "C22": {"training loss falls": difference("per 10 epochs after the stop: training loss",
+                                              f"{S04}-past", column="loss_slope", sign=-1),
+            "validation loss rises": difference("validation loss", f"{S04}-past",
+                                                column="val_loss_slope")},
+    "C23": {"": fact(S04, lambda info: (
+        f"drawn from the model, {(frozen := info['parameters'] - info['trainable']):,} parameters",
+        frozen == REPORTED[S04]["parameters"] - REPORTED[S04]["trainable"]))},
+    **four(S05, "C24", "C25", "C26"),
+    "C27": {"normal kept": difference("recall, 05 minus 03: normal", S05, S03,
+                                      column="recall_normal", margin=KEPT_MARGIN),
+            "viral found better": difference(
+                "viral", S05, S03, column="recall_viral", more=lambda gains, *_:
+                f", so more than {100 * mean_interval(gains)[1]:.1f} is excluded")},
+    "C28": {"transfer beats InceptionV3": difference("accuracy, 05 minus 04", S05, S04),
+            "InceptionV3 beats CNN_1": difference("04 minus 03", S04, S03)},
+    "C29": {"on validation": difference("patience 10 minus 3: validation accuracy", LONG, S05,
+                                        column="validation_accuracy"),
+            "on test": difference("test accuracy", LONG, S05, more=lambda _, long, short:
+                                  " ({:.0f} and {:.0f} epochs; {} of {} capped)".format(
+                long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)))},
+}  # fmt: skip
+
+
+def stand_in(rows):
+    return STAND_IN * bool(set(rows["inception"]) - {"", "ImageNet weights"})
+
+
+def claims(table):
+    """The claims table: DataFrame with claim, report, images, published, verdict, section."""
+    rows = []
+    for claim, (section, report) in reported.CLAIMS.items():
+        found, images, words = {}, "", ""
+        seeded = {n for names, least, _ in PARTS[claim].values() if least > 1 for n in names}
+        try:
+            for part, (names, least, rule) in PARTS[claim].items():
+                sample = pick(table, *(seeded if least > 1 else names), least=least)
+                found[part] = rule(sample)
+            words = "; ".join(text for text, _ in found.values())
+            verdict = combine_verdicts({part: verdict for part, (_, verdict) in found.items()})
+            used = pd.concat(sample.values())
+            images = "originals" if "originals" in words else used["kind"].iloc[0]
+            if seeded:
+                words += f"; {used.index.nunique()} seeds, {images}"
+                verdict += stand_in(used)
+        except Open as reason:
+            verdict = f"open: {reason}"
+        rows.append((claim, report, images, words, verdict, section))
+    columns = ["claim", "report", "images", "published", "verdict", "section"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def markdown(table):
+    """A DataFrame as a Markdown table; floats are shares."""
+    rows = table.map(lambda x: f"{x:.1%}".replace(".0%", "%") if isinstance(x, float) else str(x))
+    lines = (table.columns, ["---"] * len(rows.columns), *rows.to_numpy())
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tally(found):
+    """The README's table of how many claims have which verdict."""
+    kinds = found["verdict"].str.removesuffix(STAND_IN).str.replace("^open.*", "open", regex=True)
+    kinds = kinds.mask(kinds.str.contains(": "), "differs between two parts")
+    return markdown(found["claim"].groupby(kinds).agg(["size", ", ".join]).reset_index()
+                    .set_axis(["verdict", "claims", "which"], axis=1))  # fmt: skip
+
+
+def models(table):
+    """DataFrame, one row per model: what the README's table and accuracy.png show."""
+    rows = []
+    for name, report in REPORTED.items():
+        used = pick(table, name)[name]
+        data = table[(table["images"] == used["images"].iloc[0]) & (table["run"] == S01)]["info"]
+        known = [info["baselines"][f"{report['classes']} classes"] for info in data]
+        rows.append({
+            "model": report["model"], "report": report["accuracy"],
+            "published": spread("accuracy", used["accuracy"]), "95% CI by patient":
+            "{:.1%} to {:.1%}".format(*used[["accuracy_low", "accuracy_high"]].mean()),
+            **pd.DataFrame(known).mean()[["majority class", "11 nearest neighbours"]],
+            "rests on": f"{len(used)} seeds, {used['kind'].iloc[0]}{stand_in(used)}",
+            "runs": used["accuracy"], "interval": prediction_interval(used["accuracy"]),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(rows, description):
+    """accuracy.png, of `models`."""
+    figure, axis = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    axis.hlines(rows.index, *zip(*rows["interval"], strict=True), color="#56B4E9", alpha=0.5,
+                linewidth=16, label="95% prediction interval of one more seed")  # fmt: skip
+    dots = rows["runs"].explode()
+    axis.plot(dots, dots.index, "o", color="#0072B2", markersize=5, alpha=0.7,
+              label="published runs, a dot per seed")  # fmt: skip
+    axis.plot(rows["report"], rows.index, "D", color="black", label="report")
+    for name, mark in (("majority class", "^"), ("11 nearest neighbours", "x")):
+        axis.plot(rows[name], rows.index + 0.33, mark, color="#777777", label=name)
+    for y, value in rows["report"].items():
+        axis.text(value, y - 0.25, f"{value:.0%}", ha="center", va="bottom")
+    axis.set_yticks(rows.index, rows["model"] + "\n" + rows["rests on"].str.replace(", w", ",\nw"))
+    axis.set(ylim=(3.6, -0.7), xlabel="accuracy on the 624 test images",
+             title="Test accuracy: the report and the published runs")  # fmt: skip
+    axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    with atomic_write(runs.RESULTS / "accuracy.png") as part:  # with what was drawn, for a test
+        figure.savefig(part, format="png", dpi=120, metadata={"Description": description})
+    plt.close(figure)
+
+
+GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
+    **{f"{name[:2]}.": (name,) for name in REPORTED},
+    **{f"02.{name}_": (f"{S02}-{name}", S02) for name in ABLATIONS[:4]},
+    "02.plain_": (S02, *(f"{S02}-{name}" for name in ABLATIONS[:4])),
+    "04.rescaled_": (f"{S04}-rescaled", S04), "04.plain_": (S04, f"{S04}-rescaled"),
+}  # fmt: skip
+SAME = {"02.ablation_images": "02.nadam_images", "04.plain_val_loss": "04.plain_best_val_loss",
+        "04.rescaled_val_loss": "04.rescaled_best_val_loss"}  # fmt: skip
+
+
+def facts(table):
+    """dict from a marker's key to its text, None where it is not published yet."""
+    columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience", "seconds"])
+    found = claims(table)
+    main = table[(table["images"] == MAIN_IMAGES) & (table["seed"] == 0)].set_index("run")
+    main = main.reindex([S01, *REPORTED])  # what is missing is NaN
+    order = [rows["accuracy"] for rows in pick(table, S05, S04, S03).values()]
+    reached = sensitivity_table(S05, pick(table, LONG)[LONG]["images"].iloc[0])["accuracy"]
+    data, wrong = main["info"][S01], main["wrong_normals"]
+    texts = {
+        "claims": markdown(found), "tally": tally(found),
+        "models": markdown(models(table).drop(columns=["runs", "interval"])),
+        "02.auc_percent": f"{main['auc'][S02]:.0%}",
+        "02.best_val_loss_up": f"{np.ceil(100 * main['best_val_loss'][S02]) / 100:g}",
+        "02.03.drop": f"{100 * (main['accuracy'][S02] - main['accuracy'][S03]):.1f}",
+        "02.03.agreement": "nan" if wrong[[S02, S03]].isna().any() else
+        f"{1 - len(wrong[S02] ^ wrong[S03]) / main['normals'][S02]:.1%}",
+        "order.holds": f"{sum(a > b > c for a, b, c in zip(*order, strict=True))}",
+        "order.seeds": f"{len(order[0])}", "sensitivity.max": f"{reached.max():.1%}",
+        "sensitivity.reached": f"{sum(reached >= REPORTED[S05]['accuracy'])} of {len(reached)}",
+        "01.originals": f"{len(data['sizes']['width'])}",
+        "01.cause_runs": f"{data['cause_runs']:,}",
+        "01.shared_patients": f"{data['shared_patients']:.0%}",
+        **{f"time.{name}": f"{minutes or np.nan:.0f} min" for name, minutes in json.loads(
+            (runs.RESULTS / "times.json").read_text(encoding="utf-8")).items()},
+        **{f"{key}.{n}": f"{data['baselines'][f'{n} classes'][name]:.1%}" for key, name in (
+            ("knn", "11 nearest neighbours"), ("majority", "majority class")) for n in (2, 3)},
+        **{f"{row.claim}.verdict": row.verdict for row in found.itertuples()},
+        **{f"{row.claim}.published": row.published for row in found.itertuples()},
+    }  # fmt: skip
+    for name in REPORTED:
+        texts |= {f"{name[:2]}.{column}": form(column, main[column][name]) for column in columns}
+        one, two = (table[(table["images"] == images) & (table["run"] == name)].set_index("seed")
+                    for images in (MAIN_IMAGES, SMOOTHED))  # fmt: skip
+        moved = (one["accuracy"] - two["accuracy"]).dropna()
+        texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
+    for key, names in GROUPS.items():
+        rows, inner = pick(table, *names)[names[0]], key + "mean_" * key.endswith(".")
+        texts |= {inner + column: form(column, rows[column].mean()) for column in columns}
+        texts |= {key + how: form("", rows["accuracy"].agg(how)) for how in ("mean", "min", "max")}
+        texts |= {f"{key}seeds": f"{len(rows)}", f"{key}images": rows["kind"].iloc[0],
+                  f"{key}sd": f"{100 * rows['accuracy'].std():.1f} points"}  # fmt: skip
+    texts |= {key: texts[other] for key, other in SAME.items()}
+    return {key: None if re.match("nan", str(text)) else text for key, text in texts.items()}
+
+
+def listed(table):
+    """The content of runs.csv."""
+    table = table[table["run"] != S01].drop(columns=["kind", "info", "wrong_normals"])
+    return table.round(6).convert_dtypes().to_csv(index=False, lineterminator="\n")
+
+
+def files(table):
+    """(dict from path to content, keys in prose that are not published yet), with runs.csv as it is
+    on disk; KeyError where there is no such key."""
+    results = runs.RESULTS
+    csv = claims(table).to_csv(index=False, lineterminator="\n")
+    written = {results / "runs.csv": listed(table), results / "claims.csv": csv}
+    texts, missing = facts(table), []
+
+    def fill(text):
+        missing.extend(key for _, key, _, _ in MARKER.findall(text) if texts[key] is None)
+        return MARKER.sub(lambda m: f"{m[1]}{texts[m[2]] or m[3]}{m[4]}", text)
+
+    for path in (results / "claims.md", PROJECT / "README.md", PROJECT / "data" / "README.md"):
+        written[path] = fill(path.read_text(encoding="utf-8"))
+    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = fill("".join(cell["source"])).splitlines(True)
+        written[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    return written, missing
+
+
+def main():
+    table = read_runs()
+    (runs.RESULTS / "runs.csv").write_text(listed(table), encoding="utf-8")
+    written, missing = files(table)
+    for path, content in written.items():
+        with atomic_write(path) as part:
+            part.write_text(content, encoding="utf-8")
+    draw(models(table), facts(table)["models"])
+    print(f"{tally(claims(table))}not published yet: {', '.join(missing) or 'nothing'}")
+    sys.exit(bool(missing) and "--strict" in sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A whole run in a second: a very small network, trained as notebook 02 trains CNN_1."""
+
+import multiprocessing
+import os
+
+import keras
+import numpy as np
+import pandas as pd
+
+import utils
+
+NAME = "02_small"
+FILES = {"history.csv", "predictions.csv", "model.weights.h5", "run.json"}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def at_end(hook):
+    """A callback that calls `hook(epoch)`, from 1, at the end of each epoch."""
+    return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: hook(epoch + 1))
+
+
+def floats(images, rows):
+    return utils.to_rgb(images.read(rows.index.to_numpy())).astype("float32") / 255
+
+
+def build_model(rate):
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((224, 224, 3)), layers.RandomFlip("horizontal", seed=0),
+         layers.AveragePooling2D(32), layers.Flatten(), layers.Dropout(0.5, seed=0),
+         layers.Dense(2, activation="softmax")]
+    )  # fmt: skip
+    optimizer = keras.optimizers.Adam(rate)
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
+          change=lambda dataset: dataset, follow=False, plain=False, **options):  # fmt: skip
+    """Trains as the notebooks do, and saves the run.
+
+    Args:
+        killed_after: epoch whose state is kept last.
+        hook: called with the number of each epoch before its state is kept.
+        change: what a newcomer does to the datasets.
+        follow: with `TestAccuracy`.
+        plain: without `TrainingCheckpoint`, as any Keras code; nothing is saved.
+        options: of `TrainingCheckpoint`.
+
+    Returns:
+        (history without seconds, predictions, weights).
+    """
+
+    def kill(epoch):
+        if epoch == killed_after:
+            raise Killed
+
+    images = utils.load_images(config)
+    metadata = utils.assign_splits(images.metadata, config)
+    training, validation, test = utils.by_split(metadata)
+    shuffle = utils.EpochShuffle(config.seed)
+    data = change(utils.make_dataset(images, training, 2, 2, shuffle))
+    validation_data = floats(images, validation), utils.one_hot(validation, 2)
+    model = build_model(rate)
+    early_stopping = keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
+    checkpoint = utils.TrainingCheckpoint(config, name, images, early_stopping, shuffle, **options)
+    callbacks = [early_stopping, at_end(hook or bool), checkpoint, at_end(kill)]
+    if follow:
+        callbacks.insert(0, utils.TestAccuracy(utils.make_dataset(images, test, 2, 2)))
+    if plain:
+        set_epoch = keras.callbacks.LambdaCallback(lambda epoch, _: setattr(shuffle, "epoch", epoch))
+        callbacks = [early_stopping, set_epoch]
+    first = 0 if plain else checkpoint.restore(model)
+    done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
+                     callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
+    rows = pd.concat([validation, test])
+    predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
+    if plain:
+        return pd.DataFrame(done.history), predictions, model.get_weights()
+    utils.save_run(checkpoint, model, predictions)
+    history = checkpoint.history.drop(columns="seconds", errors="ignore")
+    return history, predictions, model.get_weights()
+
+
+def assert_same(one, other):
+    """Raises AssertionError unless two runs are the same to the last bit."""
+    columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    pd.testing.assert_frame_equal(one[0][columns], other[0][columns], check_exact=True)
+    pd.testing.assert_frame_equal(one[1], other[1], check_exact=True)
+    assert all(np.array_equal(a, b) for a, b in zip(one[2], other[2], strict=True))
+
+
+def contents(folder):
+    """The bytes of every file, by its name in the folder."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def in_a_process(function, *arguments):
+    """The exit code of a function that runs in a process of its own, forked from one that has
+    loaded TensorFlow and done nothing with it yet."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(utils.PROJECT), os.path.dirname(__file__)))
+    context.set_forkserver_preload(["utils", "small"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+

@@ -1,0 +1,148 @@
+"""The cached array: pixels as load_img gives them, every unusable file, damage and changes."""
+
+import struct
+
+import keras
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+import cxr
+import utils
+
+NORMAL = "train/NORMAL/IM-0001-0001.jpeg"
+
+
+def assert_same_pixels(images, rows=None):
+    for number, file in (images.metadata if rows is None else rows)["file"].items():
+        ours = utils.to_rgb(images.pixels[number])
+        size = {"target_size": (224, 224), "interpolation": "nearest"}
+        theirs = keras.utils.load_img(images.root / file, **size)
+        assert np.array_equal(ours, np.asarray(theirs)), file
+
+
+def noise(*shape):
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def save_rotated(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(50, 60)).save(path, "JPEG", exif=exif)
+
+
+GREY = (
+    lambda path: Image.fromarray(noise(50, 60)).save(path, "PNG"),
+    lambda path: Image.fromarray(noise(50, 60)).convert("RGB").save(path, "JPEG"),
+    lambda path: Image.fromarray(noise(50, 60)).convert("P").save(path, "PNG"),
+    save_rotated,
+)
+COLOUR = (
+    lambda path: Image.fromarray(noise(50, 60, 3)).save(path, "JPEG"),
+    lambda path: Image.fromarray(noise(50, 60, 4)).save(path, "PNG"),  # RGBA
+    lambda path: Image.fromarray(noise(50, 60, 3)).convert("CMYK").save(path, "JPEG"),
+    lambda path: Image.fromarray(noise(50, 60, 3)).quantize(16).save(path, "PNG"),
+)
+
+
+@pytest.mark.parametrize(("odd", "shape"), [(GREY, ()), (COLOUR, (3,))])
+def test_pixels_are_those_of_load_img(tiny_set, make_config, odd, shape):
+    root = tiny_set()
+    for save, path in zip(odd, sorted(root.glob("*/*/*")), strict=False):
+        save(path)
+    images = utils.load_images(make_config(root))
+    assert_same_pixels(images)
+    assert images.pixels.shape == (24, 224, 224, *shape) and images.pixels.dtype == np.uint8
+    assert isinstance(images.pixels, np.memmap)
+    assert images.metadata["mode"].nunique() > 1
+    size = (images.metadata["width"], images.metadata["height"])
+    assert (size[0] == 60).all() and (size[1] == 50).all() and not images.is_resized
+
+
+def test_pixels_of_the_sample_are_those_of_load_img(sample_images):
+    assert_same_pixels(sample_images, sample_images.metadata.sample(30, random_state=0))
+
+
+def claim_a_huge_size(path):
+    """Rewrites the height and width in the JPEG's frame header."""
+    content = path.read_bytes()
+    at = content.index(b"\xff\xc0") + 5
+    path.write_bytes(content[:at] + struct.pack(">HH", 20_000, 20_000) + content[at + 4 :])
+
+
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+UNUSABLE = [
+    (lambda p: p.write_bytes(p.read_bytes()[:-400]), "truncated"),
+    (lambda p: p.write_bytes(b""), "cannot identify"),
+    (lambda p: p.write_text("see you at lunch"), "cannot identify"),
+    (lambda p: Image.fromarray(noise(50, 60).astype(np.uint16)).save(p, "PNG"), "8 bits"),
+    (lambda p: Image.new("L", (31, 200)).save(p, "JPEG"), "31 x 200 pixels"),
+    (claim_a_huge_size, "400000000 pixels"),
+    (link_to_itself, "symbolic links"),
+    (lambda p: (p.unlink(), p.mkdir()), "directory"),
+]
+
+
+def test_all_unusable_files_are_named_at_once_and_nothing_is_kept(tiny_set, make_config):
+    root = tiny_set()
+    paths = sorted(root.glob("*/*/*"))[::3]
+    for (damage, _), path in zip(UNUSABLE, paths, strict=True):
+        damage(path)
+    config = make_config(root)
+    with pytest.raises(utils.UserError, match="data/README.md") as error:
+        utils.load_images(config)
+    lines = str(error.value).splitlines()
+    assert f"8 of 24 files in {root} cannot be used" in lines[0]
+    for (_, reason), path, line in zip(UNUSABLE, paths, lines[1:9], strict=True):
+        assert line.startswith(f"  {path.relative_to(root)}: ") and reason in line
+    assert not [path for path in config.cache_dir.rglob("*") if path.is_file()]
+
+
+def test_too_little_space_is_said_before_anything_is_read(tiny_set, make_config, monkeypatch):
+    config = make_config(tiny_set())
+    usage = cxr.files.shutil.disk_usage(config.cache_dir)._replace(free=1000)
+    monkeypatch.setattr(cxr.files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(cxr.cache, "read_image", lambda _: 1 / 0)
+    with pytest.raises(utils.UserError, match="takes 1 MB in .*, more than is free.*CXR_OUT"):
+        utils.load_images(config)
+
+
+def test_the_array_is_found_again_and_made_anew_when_the_files_change(
+    tiny_set, make_config, tmp_path, monkeypatch
+):
+    root = tiny_set(tmp_path / "Données d'été (copie 1)")
+    config = make_config(root, out=tmp_path / "résultats à moi")
+    first = utils.load_images(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(cxr.cache, "read_image", lambda _: 1 / 0)
+        again = utils.load_images(config)
+    assert again.fingerprint == first.fingerprint and again.metadata.equals(first.metadata)
+    Image.fromarray(noise(50, 60)).save(root / NORMAL, "JPEG")
+    changed = utils.load_images(config)
+    assert changed.fingerprint != first.fingerprint
+    assert changed.test_fingerprint == first.test_fingerprint
+    assert_same_pixels(changed)
+    info = (changed.folder / "info.json").read_text()
+    assert str(tmp_path) not in info, "a path of this machine"
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "metadata.csv", "info.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [small.flip_a_bit, lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.unlink()],
+)
+def test_a_damaged_array_is_made_anew(tiny_set, make_config, capsys, name, damage):
+    config = make_config(tiny_set())
+    first = utils.load_images(config)
+    good = small.contents(first.folder)
+    damage(first.folder / name)
+    is_there = (first.folder / name).exists()
+    capsys.readouterr()
+    again = utils.load_images(config)
+    assert small.contents(first.folder) == good and again.metadata.equals(first.metadata)
+    assert ("are damaged" in capsys.readouterr().out) == is_there

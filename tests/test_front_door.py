@@ -1,0 +1,262 @@
+"""The notebooks' set-up cell finds the project from wherever a notebook is opened, or says how.
+
+The cell itself runs, in a Python of its own, with /content and /kaggle moved to a temporary
+folder and a stand-in for the project that imports nothing. No test reaches a network: git's
+proxy is closed, or the public address is rewritten to a local repository.
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = min((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+SETUP = "".join(next(cell for cell in CELLS if cell["cell_type"] == "code")["source"])
+VERSION, ADDRESS = re.search(r'VERSION, REPOSITORY = "(.+)", "(.+)"', SETUP).groups()
+OWNER, NAME = ADDRESS.split("/")[-2:]
+KEPT, MARK = f"{OWNER}-{NAME}", "cxr/__init__.py"  # where a clone is kept
+
+URL = "https://example.com/me/x"
+SECRET = "https://me:s3cret@example.invalid/x"
+COLAB = """
+import os, sys, types
+def mount(path):
+    print("Drive asks")
+    if {refuse}:
+        raise types.new_class("MessageError", (Exception,))("credential propagation unsuccessful")
+    if os.path.isdir("{root}/unmounted"):
+        os.rename("{root}/unmounted", path)
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+sys.modules["google.colab"].drive = types.SimpleNamespace(mount=mount)
+"""
+NO_NETWORK = {"http.proxy": "http://127.0.0.1:9"}  # nobody answers at this port
+WAY_OUT = {
+    "colab": "drag the project's zip into Files at the left, put the project into Drive",
+    "kaggle": "turn on Settings > Internet, Add Input > Upload the project's zip",
+    "own": "put this notebook back into the project's notebooks/, install git",
+}
+
+
+def make_project(folder, version=VERSION):  # a stand-in, whose `utils` says where it lies
+    (folder / "cxr").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    (folder / MARK).write_text(f'VERSION = "{version}"\n')
+    (folder / "utils.py").write_text(
+        "def setup(*fields):\n    print('taken', __file__, *map(repr, fields), sep='|')\n"
+    )
+    return folder
+
+
+def make_foreign(folder):  # its `utils` must not be imported
+    folder.mkdir(parents=True)
+    (folder / "utils.py").write_text("raise SystemExit('a foreign utils was imported')\n")
+    return folder
+
+
+def make_zip(folder, target):
+    """A zip as GitHub makes it, with a folder on top."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in folder.rglob("*"):
+            archive.write(path, Path(f"{NAME}-main", path.relative_to(folder)))
+
+
+def make_repository(folder):
+    for command in ("init", "add .", "-c user.name=x -c user.email=x@x commit -m x"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True, capture_output=True)
+
+
+class World:
+    """A machine on which the cell is run: `own`, `colab` or `kaggle`.
+
+    Attributes:
+        root: everything of this machine; the kernel works in `here` and does not look at `far`.
+        git: git's configuration, at first such that there is no network.
+    """
+
+    def __init__(self, root, kind="own"):
+        self.root, self.kind, self.git, self.refuse = root, kind, dict(NO_NETWORK), False
+        here = {"own": "home/notes", "colab": "content", "kaggle": "kaggle/working"}[kind]
+        self.here, self.far, self.path = root / here, root / "far" / "away", os.environ["PATH"]
+        self.tmp = root / "tmp"
+        for folder in (self.here, self.tmp):
+            folder.mkdir(parents=True)
+
+    def publish(self, folder):
+        """Makes the project's public address answer, with this folder."""
+        make_repository(folder)
+        self.git = {f"url.{folder.as_uri()}.insteadOf": ADDRESS}
+
+    def run(self, **fields):
+        """Runs the cell with form fields filled; nothing temporary is left."""
+        source = SETUP.replace('"/content', f'"{self.root}/content')
+        source = source.replace('"/kaggle', f'"{self.root}/kaggle')
+        for name, value in fields.items():
+            source, count = re.subn(rf'^{name} = ""', f"{name} = {value!r}", source, flags=re.M)
+            assert count == 1
+        if self.kind == "colab":
+            source = COLAB.format(root=self.root, refuse=self.refuse) + source
+        env = {"PATH": self.path, "TMPDIR": str(self.tmp), "HOME": str(self.root / "home")}
+        env |= {"GIT_CONFIG_COUNT": str(len(self.git)), "PYTHONDONTWRITEBYTECODE": "1"}
+        for number, (key, value) in enumerate(self.git.items()):
+            env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        command = [sys.executable, "-S", "-c", source]
+        done = subprocess.run(command, cwd=self.here, env=env, capture_output=True, text=True)
+        assert not [*self.tmp.iterdir()], "temporary files are left"
+        return done
+
+    def finds(self, folder, **fields):
+        """Runs the cell, which must take the project in this folder; returns what it printed."""
+        done = self.run(**fields)
+        assert done.returncode == 0, done.stderr
+        printed, taken = done.stdout.split("taken|")
+        given = [fields.get(name, "") for name in ("DATA", "MODE", "SEED", "OUT")]
+        assert taken.strip().split("|") == [f"{folder.resolve()}/utils.py", *map(repr, given)]
+        return printed
+
+    def explains(self, *expected, **fields):
+        """Runs the cell, which must end in one error that says all of this and the way out on
+        this machine; returns its text."""
+        files = {*self.here.rglob("*")}
+        done = self.run(**fields)
+        assert done.returncode == 1 and "taken" not in done.stdout
+        assert done.stderr.count("Traceback") == 1
+        _, message = done.stderr.split("\nRuntimeError: ")
+        assert all(text in message for text in (*expected, "PROJECT", "run this cell again"))
+        assert [kind for kind, way in WAY_OUT.items() if way in message] == [self.kind]
+        assert {*self.here.rglob("*")} == files, "files are left"
+        return message
+
+
+@pytest.fixture
+def world(tmp_path):
+    return functools.partial(World, tmp_path)
+
+
+# --- Each way to open a notebook -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WAY_OUT)
+def test_cloned_once_where_only_the_notebook_is(world, kind):
+    """The badge on Colab, Kaggle with internet, a single .ipynb at home."""
+    machine = world(kind)
+    machine.publish(make_project(machine.far / "project"))
+    assert machine.finds(machine.here / KEPT, SEED="7", MODE="quick") == ""  # Drive not asked
+    machine.git, machine.path = NO_NETWORK, "/nowhere"
+    machine.finds(machine.here / KEPT)
+
+
+@pytest.mark.parametrize("git", [True, False])
+@pytest.mark.parametrize("kind", WAY_OUT)
+def test_no_network_or_no_git(world, kind, git):
+    machine = world(kind)
+    machine.path = machine.path if git else "/nowhere"
+    message = machine.explains(f"\n  {ADDRESS}: ", str(machine.here), "\n  .: not there")
+    assert ("127.0.0.1" if git else "'git'") in message
+    assert ("MyDrive: not there" in message) == (kind == "colab")
+
+
+@pytest.mark.parametrize("place", ["notebooks", ".", "..", "notes"])
+def test_project_beside_the_notebook(world, place):
+    """The notebook lies in its own folder, at the top, beside the project, or in a sibling."""
+    machine = world()
+    project = make_project(machine.root / "home/anything")
+    machine.here = machine.here if place == "notes" else project / place
+    if place in ("notebooks", "."):  # the nearest counts
+        make_project(machine.root / "home")
+    if place != ".":  # the project's own utils counts, not one beside the notebook
+        shutil.copy(make_foreign(machine.far) / "utils.py", machine.here)
+    machine.finds(project)
+
+
+@pytest.mark.parametrize("kind", WAY_OUT)
+def test_an_uploaded_zip(world, kind):
+    machine = world(kind)
+    (machine.here / "broken.zip").write_bytes(b"PK")
+    with zipfile.ZipFile(machine.here / "another.zip", "w") as archive:
+        archive.writestr("another/utils.py", "")
+    make_zip(make_project(machine.far / "project"), machine.here / f"{NAME}-main.zip")
+    machine.finds(machine.here / f"{NAME}-main")
+    machine.finds(machine.here / f"{NAME}-main")
+    assert len([*machine.here.iterdir()]) == 4  # the zips, and this project
+
+
+@pytest.mark.parametrize(
+    "value", ["~", "~/it", "{}/it", "../it", "~/x.zip", URL, f"{URL}.git", SECRET]
+)
+def test_the_field_project(world, value):
+    """Where PROJECT says, and nowhere else, however near another copy is."""
+    home = (machine := world()).root / "home"
+    project = make_project(home / "it")
+    make_project(machine.here / "nearer")
+    make_zip(project, home / "x.zip")
+    make_repository(project)
+    machine.git = {f"url.{project.as_uri()}.insteadOf": value}
+    kept = {"~/x.zip": "home-x", SECRET: "example.invalid-x"}.get(value, "me-x" * ("me" in value))
+    for _ in range(2):
+        machine.finds(machine.here / kept if kept else project, PROJECT=f" {value.format(home)} ")
+        machine.git = NO_NETWORK
+
+
+def test_the_field_project_where_nothing_is(world):
+    machine = world()
+    make_project(machine.here / "nearer")
+    message = machine.explains("\n  /no/such/folder: not there", PROJECT="/no/such/folder")
+    assert ADDRESS not in message
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_anywhere_in_drive(world, named):
+    machine = world("colab")
+    make_project(machine.root / "unmounted/MyDrive/a/b/c")
+    make_foreign(machine.root / "unmounted/MyDrive/d")
+    found = machine.root / "content/drive/MyDrive/a/b/c"
+    assert machine.finds(found, PROJECT=str(found) if named else "") == "Drive asks\n"
+
+
+def test_drive_refused(world):
+    machine = world("colab")
+    machine.refuse = True
+    machine.explains("MyDrive: credential propagation unsuccessful")
+
+
+@pytest.mark.parametrize("place", ["x", "x/KAGGLE_Project-main", "datasets/me/x/KAGGLE_Project"])
+def test_kaggle_with_the_project_as_an_input(world, place):
+    machine = world("kaggle")
+    make_foreign(machine.root / "kaggle/input/a")
+    machine.finds(make_project(machine.root / "kaggle/input" / place))
+
+
+# --- What must not be taken, or said -------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WAY_OUT)
+def test_a_foreign_repository_at_the_address(world, kind):
+    machine = world(kind)
+    machine.publish(make_foreign(machine.far / "foreign"))
+    shutil.copy(machine.far / "foreign/utils.py", machine.here)
+    machine.explains(f"\n  {ADDRESS}: not there")
+
+
+@pytest.mark.parametrize("cloned", [True, False])
+def test_versions_that_differ(world, cloned):
+    machine = world()
+    project = make_project(machine.far if cloned else machine.root / "home/x", f"{VERSION}1")
+    if cloned:
+        machine.publish(project)
+    done = machine.run()
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
+    _, message = done.stderr.split("\nRuntimeError: ")
+    assert f"ersion {VERSION}" in message and "run this cell again" in message
+    assert str(machine.here / KEPT if cloned else project) in message
+
+
+def test_passwords_are_not_repeated(world):
+    assert "s3cret" not in world().explains("example.invalid", PROJECT=SECRET)

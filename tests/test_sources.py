@@ -1,0 +1,211 @@
+"""Where the images come from, what their names say, and what is said when they are not there."""
+
+import shutil
+import sys
+import types
+
+import kagglehub.exceptions
+import pandas as pd
+import pytest
+import requests
+
+import cxr
+import utils
+from cxr.source import KAGGLE_NAME, SAMPLE, find_images
+
+MARK = "t0ken-mark"  # no message may hold it
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """No Kaggle input, no data/chest_xray, and a download that fails until `result` is set."""
+    monkeypatch.setattr(cxr.source, "KAGGLE_INPUT", tmp_path / "kaggle" / "input")
+    monkeypatch.setattr(cxr.source, "LOCAL_SET", tmp_path / "data" / "chest_xray")
+    stand_in = types.ModuleType("kagglehub")
+    stand_in.calls, stand_in.result = [], OSError("no route to host")
+
+    def dataset_download(handle):
+        stand_in.calls.append(handle)
+        if isinstance(stand_in.result, Exception):
+            raise stand_in.result
+        return str(stand_in.result)
+
+    stand_in.dataset_download = dataset_download
+    monkeypatch.setitem(sys.modules, "kagglehub", stand_in)
+    return stand_in
+
+
+@pytest.mark.parametrize("nested", ["", "chest_xray", "chest_xray/chest_xray"])
+def test_a_named_folder_with_and_without_nesting(tiny_set, tmp_path, nested):
+    tiny_set(tmp_path / "given" / nested)
+    (tmp_path / "given" / "__MACOSX" / "train").mkdir(parents=True)
+    assert find_images(str(tmp_path / "given")) == (tmp_path / "given" / nested, "folder")
+
+
+def test_kaggles_inner_copy_and_hidden_files_do_not_count(tiny_set, tmp_path):
+    outer = tiny_set(tmp_path / "given" / "chest_xray")
+    shutil.copytree(outer, tmp_path / "copy")
+    shutil.move(tmp_path / "copy", outer / "chest_xray")
+    for name in (".DS_Store", "._IM-0001-0001.jpeg"):
+        (outer / "train" / "NORMAL" / name).write_bytes(b"x")
+    assert len(cxr.index.read_metadata(find_images(str(tmp_path / "given"))[0])) == 24
+
+
+@pytest.mark.parametrize("mounted", ["{name}", "{name}/chest_xray", "datasets/{owner}/{name}"])
+def test_kaggles_input_comes_before_the_local_set(tiny_set, nowhere, mounted):
+    owner, name = KAGGLE_NAME.split("/")
+    local = tiny_set(cxr.source.LOCAL_SET)
+    root = tiny_set(cxr.source.KAGGLE_INPUT / mounted.format(owner=owner, name=name))
+    assert find_images("") == (root, "folder")
+    shutil.rmtree(cxr.source.KAGGLE_INPUT)
+    assert find_images("") == (local, "folder") and not nowhere.calls
+
+
+def test_a_download_is_pinned_and_not_repeated(tiny_set, nowhere, make_config, tmp_path):
+    nowhere.result = tmp_path / "kagglehub"
+    tiny_set(nowhere.result / "chest_xray")
+    config = make_config("")
+    images = utils.load_images(config)
+    assert images.source == "kaggle" and images.root == nowhere.result / "chest_xray"
+    assert nowhere.calls == [f"{KAGGLE_NAME}/versions/2"]
+    shutil.rmtree(nowhere.result)  # as in a new Colab session
+    again = utils.load_images(config)
+    assert len(nowhere.calls) == 1 and again.root is None
+    assert again.fingerprint == images.fingerprint
+    with pytest.raises(utils.UserError, match="holds no train, val or test"):
+        utils.load_images(config, need_files=True)
+
+
+def test_nothing_found_lists_what_was_tried_and_never_takes_the_sample(nowhere):
+    with pytest.raises(utils.UserError) as error:
+        find_images("")
+    for words in (f"{KAGGLE_NAME.split('/')[1]}: no such folder", "data/chest_xray: no such",
+                  "kagglehub: OSError", "CXR_DATA", "Add Input", "data/README.md",
+                  "MODE = quick"):  # fmt: skip
+        assert words in str(error.value)
+
+
+def test_a_named_folder_that_is_not_there_is_an_error_of_its_own(nowhere, tmp_path):
+    for folder, reason in (("wrong", "no such folder"), ("", "holds no train, val or test")):
+        with pytest.raises(utils.UserError, match=f"{folder}: {reason}"):
+            find_images(str(tmp_path / folder))
+    assert not nowhere.calls
+
+
+def http_error(status):
+    response = requests.Response()
+    response.status_code = status
+    return kagglehub.exceptions.KaggleApiHTTPError(f"?token={MARK}", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
+        (http_error(403), "403: .*accept its terms"),
+        (http_error(429), "429: too many requests"),
+        (http_error(503), "503: Kaggle does not answer"),
+        (requests.exceptions.ConnectionError(MARK), "no network"),
+        (requests.exceptions.ReadTimeout(MARK), "too slow .* what has arrived is kept"),
+        (requests.exceptions.ChunkedEncodingError(MARK), "what has arrived is kept"),
+        (kagglehub.exceptions.DataCorruptionError(MARK), "does not match its checksum"),
+        (OSError(28, MARK), "look at the disk"),
+        (RuntimeError(MARK), r"by hand \(data/README.md\)"),
+    ],
+)
+def test_a_failed_download_is_said_in_words_and_without_secrets(nowhere, error, said, capsys):
+    nowhere.result = error
+    with pytest.raises(utils.UserError, match=said) as raised:
+        find_images("kaggle")
+    assert MARK not in f"{raised.value}{capsys.readouterr()}" and raised.value.__context__ is None
+
+
+def test_a_download_without_images_says_how_to_go_round_it(nowhere, tmp_path):
+    nowhere.result = tmp_path
+    with pytest.raises(utils.UserError, match="holds no train.*DISABLE_COLAB_CACHE=1"):
+        find_images("kaggle")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "parsed"),
+    [
+        ("PNEUMONIA", "person1_bacteria_2.jpeg", ("bacterial", "bacteria", 1)),
+        ("PNEUMONIA", "person1372_virus_2365_1.jpeg", ("viral", "virus", 1372)),
+        ("NORMAL", "IM-0115-0001.jpeg", ("normal", "IM", 115)),
+        ("NORMAL", "NORMAL2-IM-0115-0001-0002.jpeg", ("normal", "NORMAL2-IM", 115)),
+        ("NORMAL", "person1_virus_12.jpeg", None),
+        ("PNEUMONIA", "person_virus_12.jpeg", None),
+        ("NORMAL", "IM-0115-0001.jpeg.txt", None),
+    ],
+)
+def test_names(kind, name, parsed):
+    assert utils.parse_name(kind, name) == parsed
+
+
+def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set):
+    root = tiny_set()
+    normal = root / "train" / "NORMAL"
+    (normal / "IM-0001-0001.jpeg").rename(normal / "scan7.jpeg")
+    (normal / "IM-0002-0001.jpeg").rename(root / "train" / "PNEUMONIA" / "IM-0002-0001.jpeg")
+    (normal / "loop").symlink_to("..")
+    for path in (root / "test" / "NORMAL").iterdir():
+        path.unlink()
+    (root / "val").rename(root / "validation")
+    with pytest.raises(utils.UserError) as error:
+        cxr.index.read_metadata(root)
+    for words in ("train/NORMAL/scan7.jpeg: not a name", "train/NORMAL/loop: not a name",
+                  "train/PNEUMONIA/IM-0002-0001.jpeg: not a name", "test/NORMAL: empty folder",
+                  "val/NORMAL: No such file", "val/PNEUMONIA: No such file",
+                  "data/README.md"):  # fmt: skip
+        assert words in str(error.value)
+
+
+def test_the_sample_is_the_whole_test_set_and_640_training_images(sample_images):
+    counts = sample_images.metadata["source_split"].value_counts().to_dict()
+    assert counts == {"train": 640, "test": 624, "val": 16}
+    assert sample_images.source == sample_images.label == "sample"
+    assert sample_images.preparation == "nearest neighbours"  # known by its test images
+    assert sample_images.is_resized and sample_images.pixels.shape == (1280, 224, 224)
+
+
+@pytest.fixture
+def small_sample(monkeypatch, tmp_path):
+    """A copy of a few files of the sample, with their manifest."""
+    manifest = pd.read_csv(SAMPLE / "manifest.csv").iloc[::200]
+    for file in manifest["file"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLE / file, tmp_path / file)
+    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    monkeypatch.setattr(cxr.source, "SAMPLE", tmp_path)
+    return [tmp_path / file for file in manifest["file"]]
+
+
+def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
+    assert find_images("sample")[1] == "sample"
+    changed, truncated, missing, *_ = small_sample
+    changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    missing.unlink()
+    extra = missing.with_name("IM-9999-0001.jpeg")
+    extra.touch()
+    with pytest.raises(utils.UserError) as error:
+        find_images("sample")
+    for path, reason in ((changed, "changed"), (truncated, "changed"), (missing, "missing"),
+                         (extra, "not part of the sample")):  # fmt: skip
+        assert f"{path.parent.name}/{path.name}: {reason}" in str(error.value)
+    assert "git checkout data/sample" in str(error.value) and "(4)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "manifest.csv: missing"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "manifest.csv: missing or damaged"),
+        (lambda path: path.write_text("file,sha256\n"), "not part of the sample"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), ": changed"),
+    ],
+)
+def test_a_damaged_manifest_is_named(small_sample, damage, said):
+    damage(cxr.source.SAMPLE / "manifest.csv")
+    with pytest.raises(utils.UserError, match=said):
+        find_images("sample")
