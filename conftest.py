@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 
+
 def pytest_configure(config):
     if hasattr(config, "workerinput"):  # of pytest-xdist: all workers share one folder
         config.cxr_out = os.environ["CXR_OUT"]

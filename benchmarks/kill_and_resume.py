@@ -31,7 +31,7 @@ import run_notebooks as runner
 
 RESULT = runner.PROJECT / "results" / "kill_and_resume.json"
 FEW = ("images.metadata, config)", 'images.metadata, config).groupby(["split", "class3"]).head(16)')
-SIX_EPOCHS, TEN_EPOCHS = ("5 if config.quick else 50", "6"), ("15 if config.quick else 100", "10")
+SIX_EPOCHS, TEN_EPOCHS = ("5 if config.quick else 50", "6"), ("30 if config.quick else 100", "10")
 EDITS = {
     "01_data": [], "02_cnn1_2class": [FEW, SIX_EPOCHS], "03_cnn1_3class": [FEW, SIX_EPOCHS],
     "04_inceptionv3": [FEW, SIX_EPOCHS], "05_cnn1_transfer": [FEW, TEN_EPOCHS],

@@ -87,7 +87,7 @@ def plot_prediction(model, pixels, num_classes, title):
     probabilities = model(floats[None], training=False)[0].numpy()
     predicted = int(probabilities.argmax())
     heat = hires_cam(model, floats, predicted)
-    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(6, 2), layout="constrained")
     for axis in axes[:2]:
         axis.imshow(floats)
         axis.axis("off")

@@ -11,4 +11,8 @@ REPORTED = _CONTENT["runs"]  # of the test images; rows of the confusion matrix 
 for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape, parameters
     if "layers" in _run:
         _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
+    if "confusion" in _run:
+        _run["confusion"] = tuple(map(tuple, _run["confusion"]))
+(_a, _b), (_c, _d) = REPORTED["02_cnn1_2class"]["confusion"]
+REPORTED["02_cnn1_2class"] |= {"sensitivity": _d / (_c + _d), "specificity": _a / (_a + _b)}
 CLAIMS = _CONTENT["claims"]  # number: where the notebooks show the evidence, what the report says

@@ -28,11 +28,14 @@ from cxr.reported import REPORTED
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 LONG = runs.run_name(S05, dropout=0.2, patience=10)
 ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "past", "rescaled")
-MIN_SEEDS, MAX_WIDTH, KEPT_MARGIN = 3, 0.10, 0.05  # the rules are in results/claims.md
+MIN_SEEDS, MAX_WIDTH = 3, 0.10  # the rules are in results/claims.md
 REPRODUCED, COMPATIBLE, NOT_REPRODUCED = "reproduced", "compatible", "not reproduced"
 UNDECIDED, CANNOT, STAND_IN = "undecided", "cannot be tested here", ", with stand-in weights"
 # <!--KEY-->text<!---->, or for a table: <!-- KEY -->, its lines, <!-- /KEY -->
 MARKER = re.compile(r"(<!-- ?([\w.]+) ?-->\n?)((?:(?!<!--).)*)(<!--(?: /\2 )?-->)", re.S)
+
+
+PARTS = json.loads((runs.RESULTS / "claims.json").read_text(encoding="utf-8"))
 
 
 class Open(Exception):
@@ -162,35 +165,6 @@ def gain(column, values):
     return f"{mean}{' points' * share} (95% CI {low} to {high})"
 
 
-# A part of a claim is (runs it needs, least seeds, rule), and a rule gives (words, verdict).
-
-
-def number(name, column, value, widest=MAX_WIDTH, words="", limits=(0, 1)):
-    return (name,), MIN_SEEDS, lambda sample: (
-        words + spread(column, sample[name][column], limits),
-        number_verdict(sample[name][column], value, widest))  # fmt: skip
-
-
-# One run minus another, paired by seed; of one run alone, a column that is a difference itself.
-def difference(words, *names, column="accuracy", margin=0, sign=1, more=lambda *_: ""):
-    def rule(sample):
-        rows = [sample[name] for name in names]
-        values = rows[0][column] - (rows[1][column] if len(rows) > 1 else 0)
-        text = f"{words} {gain(column, values)}{more(values, *rows)}"
-        return text, difference_verdict(sign * values, margin)
-
-    return names, MIN_SEEDS, rule
-
-
-# `look` turns a run.json into (words, whether the claim holds), or nothing: there is no telling.
-def fact(name, look):
-    def rule(sample):
-        words, holds = look(sample[name]["info"].iloc[0]) or ("no originals at hand", None)
-        return words, CANNOT if holds is None else REPRODUCED if holds else NOT_REPRODUCED
-
-    return (name,), 1, rule
-
-
 def counts(info):
     """Images by class (rows) and Kaggle's folder, without sums."""
     return pd.DataFrame(info["counts"]).drop(index="all", columns="all", errors="ignore")
@@ -204,13 +178,14 @@ def counted(info):
 
 def average_size(info):
     """Each class weighted by its share of the data set, whichever originals are at hand."""
-    share, sizes = counts(info).sum(axis=1), pd.DataFrame(info["sizes"]).groupby("class3")
-    mean, sem = (frame.mul(share / share.sum(), axis=0) for frame in (sizes.mean(), sizes.sem()))
-    mean, error = mean.sum(), 1.96 * sem.pow(2).sum() ** 0.5
-    holds = any((abs(mean[["width", "height"]] - size) <= error).all() for size in (
-        reported.AVERAGE_SIZE, reported.AVERAGE_SIZE[::-1]))  # fmt: skip
-    words = " x ".join(f"{mean[side]:,.0f} ± {error[side]:.0f}" for side in ("width", "height"))
-    return f"{words} pixels: mean and 95% CI of {sizes.ngroup().size:,} originals", holds
+    share, sizes = counts(info).sum(axis=1), pd.DataFrame(info["sizes"])
+    groups, sides = sizes.groupby("class3"), ["width", "height"]
+    mean = groups.mean().mul(share / share.sum(), axis=0).sum()[sides].to_numpy()
+    error = 1.96 * groups.sem().mul(share / share.sum(), axis=0).pow(2).sum()[sides] ** 0.5
+    orders = (reported.AVERAGE_SIZE, reported.AVERAGE_SIZE[::-1])
+    words = " x ".join(f"{m:,.0f} ± {e:.0f}" for m, e in zip(mean, error, strict=True))
+    holds = any((abs(mean - np.array(order)) <= error).all() for order in orders)
+    return f"{words} pixels: mean and 95% CI of {len(sizes):,} originals", holds
 
 
 def prevalence(info):
@@ -227,6 +202,12 @@ def ordered(info):
     return words, info["cause_runs"] == 2
 
 
+def parameters(info):
+    kinds, report = ["parameters", "trainable"], REPORTED[info["run"]]
+    words = ", ".join(f"{info[kind]:,} {kind}" for kind in kinds[: 1 + (info["run"] >= S04)])
+    return words, all(info.get(kind, report[kind]) == report[kind] for kind in kinds)
+
+
 def strength(_, plain, other):
     """How strongly an ablation changes the images: its first layer."""
     config = other["info"].iloc[0]["settings"]["layers"][0][2]
@@ -236,70 +217,49 @@ def strength(_, plain, other):
     return f", times {1 - low:g} to {1 + high:g}{'' if low else ' (one-sided)'}"
 
 
-def four(name, parameters, stop, accuracy):
-    """The claims on one model's parameters, epochs and accuracy."""
-    kinds, report = ("parameters", "trainable")[: 1 + (name in (S04, S05))], REPORTED[name]
-    return {
-        parameters: {"": fact(name, lambda info: (
-            ", ".join(f"{info[kind]:,} {kind}" for kind in kinds),
-            all(info[kind] == report[kind] for kind in kinds)))},
-        stop: {"": number(name, "epochs", report["epochs"], 2 * report["epochs"], "", (1, np.inf))},
-        accuracy: {"": number(name, "accuracy", report["accuracy"])},
-    }  # fmt: skip
-
-
-PARTS = {  # claim: its parts
-    "C01": {"": fact(S01, counted)},
-    "C02": {"": fact(S01, lambda info: info["sizes"]["width"] and average_size(info))},
-    "C03": {"": fact(S01, lambda info: (
-        f"{(share := info['validation_share']):.1%}",
-        abs(share - reported.VALIDATION_SHARE) < 0.005))},
-    "C04": {"": fact(S01, lambda info: (n := len(info["sizes"]["width"])) and (
+FACTS = {  # from run.json to (words, whether the claim holds), or nothing: there is no telling
+    "counted": counted, "prevalence": prevalence, "ordered": ordered, "parameters": parameters,
+    "average_size": lambda info: info["sizes"]["width"] and average_size(info),
+    "resized": lambda info: (n := len(info["sizes"]["width"])) and (
         f"{(different := info['originals_different'])} of {n:,} originals differ from load_img",
-        not different))},
-    "C05": {"": fact(S01, lambda info: (
+        not different),
+    "split": lambda info: (f"{(share := info['validation_share']):.1%}",
+                           abs(share - reported.VALIDATION_SHARE) < 0.005),
+    "scaled": lambda info: (
         "{} channels, values from {:g} to {:g}".format(info["channels"], *info["range"]),
-        info["channels"] == 3 and 0 <= min(info["range"]) <= max(info["range"]) <= 1))},
-    "C06": {f"flip beats {x}": difference(f"accuracy, flip minus {x}", S02, f"{S02}-{x}",
-                                          more=strength) for x in ("zoom", "contrast")},
-    **four(S02, "C07", "C10", "C11"),
-    "C08": {"": difference("summed rises of the validation loss after epoch 1, per epoch: Nadam "
-                           "minus Adam", f"{S02}-nadam", S02, column="rises")},
-    "C09": {"ordered by cause": fact(S01, ordered), "unshuffled training harms": difference(
-        "accuracy, shuffled minus unshuffled", S02, f"{S02}-unshuffled",
-        more=lambda _, shuffled, unshuffled: "" if unshuffled["specificity"].any() else
-        ": each unshuffled run calls every test image pneumonia")},
-    "C12": {name: number(S02, name, hit / (hit + miss), words=f"{name} ") for name, miss, hit in (
-        ("sensitivity", *REPORTED[S02]["confusion"][1]),
-        ("specificity", *REPORTED[S02]["confusion"][0][::-1]))},
-    "C13": {"": fact(S01, prevalence)},
-    **four(S03, "C14", "C15", "C16"),
-    "C17": {f"by {x}": difference(f"{x}, normal minus the next best class", S03,
-                                  column=f"{x}_lead") for x in ("recall", "precision")},
-    "C18": {"": difference("normals called viral minus normals called bacterial, images", S03,
-                           column="viral_excess")},
-    **four(S04, "C19", "C20", "C21"),
-    "C22": {"training loss falls": difference("per 10 epochs after the stop: training loss",
-                                              f"{S04}-past", column="loss_slope", sign=-1),
-            "validation loss rises": difference("validation loss", f"{S04}-past",
-                                                column="val_loss_slope")},
-    "C23": {"": fact(S04, lambda info: (
+        info["channels"] == 3 and 0 <= min(info["range"]) <= max(info["range"]) <= 1),
+    "frozen": lambda info: (
         f"drawn from the model, {(frozen := info['parameters'] - info['trainable']):,} parameters",
-        frozen == REPORTED[S04]["parameters"] - REPORTED[S04]["trainable"]))},
-    **four(S05, "C24", "C25", "C26"),
-    "C27": {"normal kept": difference("recall, 05 minus 03: normal", S05, S03,
-                                      column="recall_normal", margin=KEPT_MARGIN),
-            "viral found better": difference(
-                "viral", S05, S03, column="recall_viral", more=lambda gains, *_:
-                f", so more than {100 * mean_interval(gains)[1]:.1f} is excluded")},
-    "C28": {"transfer beats InceptionV3": difference("accuracy, 05 minus 04", S05, S04),
-            "InceptionV3 beats CNN_1": difference("04 minus 03", S04, S03)},
-    "C29": {"on validation": difference("patience 10 minus 3: validation accuracy", LONG, S05,
-                                        column="validation_accuracy"),
-            "on test": difference("test accuracy", LONG, S05, more=lambda _, long, short:
-                                  " ({:.0f} and {:.0f} epochs; {} of {} capped)".format(
-                long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)))},
+        frozen == REPORTED[S04]["parameters"] - REPORTED[S04]["trainable"]),
 }  # fmt: skip
+REMARKS = {  # on a difference: from the differences and the runs' rows to words
+    "strength": strength, "capped": lambda _, long, short:
+    " ({:.0f} and {:.0f} epochs; {} of {} capped)".format(
+        long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
+    "constant": lambda _, shuffled, unshuffled: "" if unshuffled["specificity"].any() else
+    ": each unshuffled run calls every test image pneumonia",
+    "excluded": lambda gains, *_: f", so more than {100 * mean_interval(gains)[1]:.1f} is excluded",
+}  # fmt: skip
+
+
+def judge(sample, part):
+    """(words, verdict) of a part of a claim, as claims.json has it."""
+    rows, column = [sample[name] for name in part["runs"]], part.get("column", "accuracy")
+    if "fact" in part:
+        words, holds = FACTS[part["fact"]](rows[0]["info"].iloc[0]) or (
+            "no originals at hand",
+            None,
+        )
+        return words, CANNOT if holds is None else REPRODUCED if holds else NOT_REPRODUCED
+    values = rows[0][column] - (rows[1][column] if len(rows) > 1 else 0)
+    if "number" in part:
+        value = REPORTED[part["runs"][0]][column]
+        widest, limits = (2 * value, (1, np.inf)) if column == "epochs" else (MAX_WIDTH, (0, 1))
+        words = f"{part['number']} {spread(column, values, limits)}".strip()
+        return words, number_verdict(values, value, widest)
+    remark = REMARKS[part["remark"]](values, *rows) if "remark" in part else ""
+    verdict = difference_verdict(part.get("sign", 1) * values, part.get("margin", 0))
+    return f"{part['difference']} {gain(column, values)}{remark}", verdict
 
 
 def stand_in(rows):
@@ -310,14 +270,15 @@ def claims(table):
     """The claims table: DataFrame with claim, report, images, published, verdict, section."""
     rows = []
     for claim, (section, report) in reported.CLAIMS.items():
-        found, images, words = {}, "", ""
-        seeded = {n for names, least, _ in PARTS[claim].values() if least > 1 for n in names}
+        found, images, words, parts = {}, "", "", PARTS[claim]
+        seeded = {name for part in parts.values() if "fact" not in part for name in part["runs"]}
         try:
-            for part, (names, least, rule) in PARTS[claim].items():
-                sample = pick(table, *(seeded if least > 1 else names), least=least)
-                found[part] = rule(sample)
+            for title, part in parts.items():
+                names, least = (part["runs"], 1) if "fact" in part else (seeded, MIN_SEEDS)
+                sample = pick(table, *names, least=least)
+                found[title] = judge(sample, part)
             words = "; ".join(text for text, _ in found.values())
-            verdict = combine_verdicts({part: verdict for part, (_, verdict) in found.items()})
+            verdict = combine_verdicts({title: verdict for title, (_, verdict) in found.items()})
             used = pd.concat(sample.values())
             images = "originals" if "originals" in words else used["kind"].iloc[0]
             if seeded:
@@ -438,6 +399,8 @@ def facts(table):
         texts |= {key + how: form("", rows["accuracy"].agg(how)) for how in ("mean", "min", "max")}
         texts |= {f"{key}seeds": f"{len(rows)}", f"{key}images": rows["kind"].iloc[0],
                   f"{key}sd": f"{100 * rows['accuracy'].std():.1f} points"}  # fmt: skip
+    texts |= {f"{name[:2]}.minutes": f"{pick(table, name)[name]['minutes'].median():.0f}"
+              for name in (S02, S03, S05)}  # fmt: skip (04 finds the features of an earlier seed)
     texts |= {key: texts[other] for key, other in SAME.items()}
     return {key: None if re.match("nan", str(text)) else text for key, text in texts.items()}
 

@@ -72,7 +72,9 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     if follow:
         callbacks.insert(0, utils.TestAccuracy(utils.make_dataset(images, test, 2, 2)))
     if plain:
-        set_epoch = keras.callbacks.LambdaCallback(lambda epoch, _: setattr(shuffle, "epoch", epoch))
+        set_epoch = keras.callbacks.LambdaCallback(
+            lambda epoch, _: setattr(shuffle, "epoch", epoch)
+        )
         callbacks = [early_stopping, set_epoch]
     first = 0 if plain else checkpoint.restore(model)
     done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
@@ -115,4 +117,3 @@ def in_a_process(function, *arguments):
     process.start()
     process.join(120)
     return process.exitcode
-

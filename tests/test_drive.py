@@ -164,7 +164,10 @@ def test_run_json_is_never_there_before_its_files(colab, refuse, capsys):
     refuse(lambda _, target: "model.weights.h5" in target.name)
     colab.setup()
     colab.finish_run()
-    assert {path.name for path in colab.folder.iterdir()} == FILES - {"model.weights.h5", "run.json"}
+    assert {path.name for path in colab.folder.iterdir()} == FILES - {
+        "model.weights.h5",
+        "run.json",
+    }
     place = colab.config.drive.describe(colab.config.output_dir)
     assert "not on Drive (No space left on device): it is lost with this session" in place
     refuse(lambda *_: False)
@@ -329,7 +332,7 @@ def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
     assert f"Drive has another finished {NAME} and keeps it" in said and "RETRAIN" in said
     assert contents(colab.folder) == kept and colab.loss() == 2
     with pytest.MonkeyPatch.context() as patch:  # nor where it cannot be compared
-        patch.setattr(cxr.drive.filecmp, "cmp", lambda *_, **__: open("/no such file"))
+        patch.setattr(cxr.drive.filecmp, "cmp", lambda *_, **__: open("/no such file"))  # noqa: SIM115
         colab.setup()
     assert contents(colab.folder) == kept
     colab.finish_run(3.0, retrain=True)

@@ -69,7 +69,9 @@ def test_a_class_without_images_is_not_measured_and_the_run_is_saved(
     assert None not in found["recall"].values()
     if classes == 2:
         assert found["sensitivity"] is None and found["specificity"] == 1
-    assert utils.metrics_table({"a": table}).loc["a", ["ROC AUC", f"recall {missing}"]].eq("-").all()
+    assert (
+        utils.metrics_table({"a": table}).loc["a", ["ROC AUC", f"recall {missing}"]].eq("-").all()
+    )
     plt.close(utils.plot_confusion(table, "title"))
     config = make_config(tiny_set())
     checkpoint = utils.TrainingCheckpoint(config, "x", utils.load_images(config), None, None)

@@ -25,7 +25,7 @@ OWNER, NAME = ADDRESS.split("/")[-2:]
 KEPT, MARK = f"{OWNER}-{NAME}", "cxr/__init__.py"  # where a clone is kept
 
 URL = "https://example.com/me/x"
-SECRET = "https://me:s3cret@example.invalid/x"
+SECRET = "https://me:s3cret@example.invalid/x"  # noqa: S105
 COLAB = """
 import os, sys, types
 def mount(path):

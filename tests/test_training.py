@@ -224,8 +224,15 @@ def train_on_two_devices(data, out):
         name = f"on-{strategy.num_replicas_in_sync}"
         checkpoint = utils.TrainingCheckpoint(config, name, images, stop, shuffle)
         for epochs in (1, 2):  # and a training goes on
-            model.fit(dataset, validation_data=dataset, epochs=epochs, shuffle=False, verbose=0,
-                      initial_epoch=checkpoint.restore(model), callbacks=[stop, checkpoint])
+            model.fit(
+                dataset,
+                validation_data=dataset,
+                epochs=epochs,
+                shuffle=False,
+                verbose=0,
+                initial_epoch=checkpoint.restore(model),
+                callbacks=[stop, checkpoint],
+            )
         assert [*checkpoint.history["epoch"]] == [1, 2]
         results.append((checkpoint.history.drop(columns="seconds"), model.get_weights()))
     (one, weights), (two, others) = results
