@@ -107,8 +107,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", action="store_true", help="write over notebooks/, results/")
     parser.add_argument("--field", action="append", default=[], help="a form field: NAME=VALUE")
-    parser.add_argument("names", nargs="*", choices=paths, help="all notebooks by default")
+    parser.add_argument("names", nargs="*", help="notebooks, for instance 01_data; by default all")
     options, out = parser.parse_args(), resolve_environment()
+    if unknown := [name for name in options.names if name not in paths]:
+        parser.error(f"no notebook {', '.join(unknown)}: there are {', '.join(paths)}")
     chosen = [path for name, path in paths.items() if name in (options.names or paths)]
     fields, executed = dict(field.split("=", 1) for field in options.field), {}
     text = "".join(path.read_text("utf-8") for path in chosen)
