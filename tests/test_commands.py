@@ -33,7 +33,10 @@ def test_requirements_admit_what_colab_has():
 def test_make_lists_the_commands_and_refuses_other_pythons(tmp_path, monkeypatch):
     def make(*arguments):
         done = subprocess.run(
-            ["make", "--no-print-directory", *arguments], cwd=PROJECT, capture_output=True, text=True
+            ["make", "--no-print-directory", *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
         )
         return done.stderr or re.findall(r"(?m)^\S+", done.stdout)
 
