@@ -1,8 +1,7 @@
 """What the published runs say, wherever it is said: `make results`.
 
-Reads results/IMAGES/seed-N/RUN and writes there runs.csv, claims.csv, accuracy.png and the table in
-claims.md, which has the rules; the README's tables; and the numbers in the prose of README.md,
-data/README.md and the notebooks, `<!--02.accuracy-->76.1%<!---->` (keys: results/README.md).
+From results/IMAGES/seed-N/RUN: runs.csv, claims.csv, accuracy.png, the README's tables and the
+numbers in prose, `<!--02.accuracy-->76.1%<!---->` (keys: results/README.md).
 """
 
 import json

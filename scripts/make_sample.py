@@ -78,8 +78,7 @@ def check(full, sample):
     """Checks the names, bytes and pixels of a sample; gives a summary and a list of problems."""
     files = draw(full)
     paths = (path.relative_to(sample) for path in sample.rglob("*") if not path.is_dir())
-    found = {path.as_posix() for path in paths if path.name[0] != "."}
-    found -= {"README.md", MANIFEST}
+    found = {path.as_posix() for path in paths if path.name[0] != "."} - {"README.md", MANIFEST}
     try:
         manifest = pd.read_csv(sample / MANIFEST, index_col="file")["sha256"].to_dict()
     except (OSError, ValueError, KeyError) as error:
