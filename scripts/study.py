@@ -1,7 +1,7 @@
 """The study: every seed and every ablation, by executing the notebooks in full mode.
 
 What only the study needs is no field of the notebooks: it edits their source. A run that is in
-OUT, or published, is not made again. After each step results/ and the claims are brought up to date.
+OUT, or published, is not made again. After each step results/ and claims are brought up to date.
 """
 
 import argparse
