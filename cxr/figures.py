@@ -94,7 +94,7 @@ def plot_prediction(model, pixels, num_classes, title):
     overlay = axes[1].imshow(heat, cmap="autumn_r", alpha=0.7 * heat, vmin=0, vmax=1)
     figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
     axes[0].set_title(title)
-    axes[1].set_title(f"HiResCAM: what speaks for {names[predicted]}")
+    axes[1].set_title(f"HiResCAM, {names[predicted]}")
     colours = [CLASS_COLOURS[name] for name in names[::-1]]
     bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
