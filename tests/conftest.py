@@ -1,7 +1,14 @@
 import pytest
+import small
 import synthetic
 
 import utils
+
+
+@pytest.fixture
+def tiny_set(tmp_path):
+    """Makes a set of 24 small noisy pictures in Kaggle's layout; returns its folder."""
+    return lambda folder=tmp_path / "set": synthetic.make_tiny_set(folder)
 
 
 @pytest.fixture
@@ -15,9 +22,17 @@ def make_config(tmp_path):
 
 
 @pytest.fixture
-def tiny_set(tmp_path):
-    """Makes a set of 24 small noisy pictures in Kaggle's layout; returns its folder."""
-    return lambda folder=tmp_path / "set": synthetic.make_tiny_set(folder)
+def config(tiny_set, make_config):
+    """On the tiny set."""
+    return make_config(tiny_set())
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """An undisturbed training, which early stopping ends."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = str(synthetic.make_tiny_set(folder / "set"))
+    return small.train(utils.setup(data=data, out=str(folder / "out"), mode="full"))
 
 
 @pytest.fixture(scope="session")

@@ -9,25 +9,11 @@ import keras
 import numpy as np
 import pytest
 import small
-import synthetic
 import tensorflow as tf
 from small import NAME, Killed, assert_same, in_a_process
 
 import utils
 from cxr.reference import stopping_epoch
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """An undisturbed training, which early stopping ends."""
-    folder = tmp_path_factory.mktemp("whole")
-    data = str(synthetic.make_tiny_set(folder / "set"))
-    return small.train(utils.setup(data=data, out=str(folder / "out"), mode="full"))
-
-
-@pytest.fixture
-def config(tiny_set, make_config):
-    return make_config(tiny_set())
 
 
 @pytest.fixture
