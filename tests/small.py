@@ -115,5 +115,5 @@ def in_a_process(function, *arguments):
     context.set_forkserver_preload(["utils", "small"])
     process = context.Process(target=function, args=arguments)
     process.start()
-    process.join(120)
+    process.join(600)
     return process.exitcode
