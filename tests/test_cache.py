@@ -1,6 +1,7 @@
 """The cached array: pixels as load_img gives them, every unusable file, damage and changes."""
 
 import struct
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -26,17 +27,13 @@ def noise(*shape):
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
-def save_rotated(path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(noise(50, 60)).save(path, "JPEG", exif=exif)
-
-
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
 GREY = (
     lambda path: Image.fromarray(noise(50, 60)).save(path, "PNG"),
     lambda path: Image.fromarray(noise(50, 60)).convert("RGB").save(path, "JPEG"),
     lambda path: Image.fromarray(noise(50, 60)).convert("P").save(path, "PNG"),
-    save_rotated,
+    lambda path: Image.fromarray(noise(50, 60)).save(path, "JPEG", exif=UPSIDE_DOWN),
 )
 COLOUR = (
     lambda path: Image.fromarray(noise(50, 60, 3)).save(path, "JPEG"),
@@ -56,8 +53,7 @@ def test_pixels_are_those_of_load_img(tiny_set, make_config, odd, shape):
     assert images.pixels.shape == (24, 224, 224, *shape) and images.pixels.dtype == np.uint8
     assert isinstance(images.pixels, np.memmap)
     assert images.metadata["mode"].nunique() > 1
-    size = (images.metadata["width"], images.metadata["height"])
-    assert (size[0] == 60).all() and (size[1] == 50).all() and not images.is_resized
+    assert (images.metadata[["width", "height"]] == (60, 50)).all(None) and not images.is_resized
 
 
 def test_pixels_of_the_sample_are_those_of_load_img(sample_images):
@@ -103,8 +99,7 @@ def test_all_unusable_files_are_named_at_once_and_nothing_is_kept(tiny_set, make
     assert not [path for path in config.cache_dir.rglob("*") if path.is_file()]
 
 
-def test_too_little_space_is_said_before_anything_is_read(tiny_set, make_config, monkeypatch):
-    config = make_config(tiny_set())
+def test_too_little_space_is_said_before_anything_is_read(config, monkeypatch):
     usage = cxr.files.shutil.disk_usage(config.cache_dir)._replace(free=1000)
     monkeypatch.setattr(cxr.files.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(cxr.cache, "read_image", lambda _: 1 / 0)
@@ -132,17 +127,13 @@ def test_the_array_is_found_again_and_made_anew_when_the_files_change(
 
 
 @pytest.mark.parametrize("name", ["pixels.npy", "metadata.csv", "info.json"])
-@pytest.mark.parametrize(
-    "damage",
-    [small.flip_a_bit, lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.unlink()],
-)
-def test_a_damaged_array_is_made_anew(tiny_set, make_config, capsys, name, damage):
-    config = make_config(tiny_set())
+def test_a_damaged_array_is_made_anew(config, capsys, name):
     first = utils.load_images(config)
-    good = small.contents(first.folder)
-    damage(first.folder / name)
-    is_there = (first.folder / name).exists()
-    capsys.readouterr()
-    again = utils.load_images(config)
-    assert small.contents(first.folder) == good and again.metadata.equals(first.metadata)
-    assert ("are damaged" in capsys.readouterr().out) == is_there
+    good, path = small.contents(first.folder), first.folder / name
+    for damage in (small.flip_a_bit, lambda p: p.write_bytes(p.read_bytes()[:-100]), Path.unlink):
+        damage(path)
+        is_there = path.exists()
+        capsys.readouterr()
+        assert utils.load_images(config).metadata.equals(first.metadata)
+        assert small.contents(first.folder) == good
+        assert ("are damaged" in capsys.readouterr().out) == is_there

@@ -105,12 +105,12 @@ def test_pictures_that_are_no_chests_are_doubted(tmp_path, sample_images, train)
 
 
 def test_test_images_are_hardly_ever_doubted(sample_images, train):
-    test = sample_images.metadata.query("source_split == 'test'").sample(20, random_state=0)
+    test = sample_images.metadata.query("source_split == 'test'").sample(8, random_state=0)
     doubted = [
         utils.out_of_distribution_warnings(sample_images.pixels[number], sample_images, train)
         for number in test.index
     ]
-    assert sum(map(bool, doubted)) <= 2
+    assert sum(map(bool, doubted)) <= 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture"])

@@ -17,7 +17,6 @@ import utils
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run; copied before it is damaged."""
     folder = tmp_path_factory.mktemp("finished")
     data = synthetic.make_tiny_set(folder / "set")
     config = utils.setup(data=str(data), out=str(folder / "out"), mode="full")
@@ -26,62 +25,15 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """(config, images) with a copy of the finished run."""
+    """(config, images) with a copy of the finished run, which may be damaged."""
     config, images, _ = finished
     shutil.copytree(config.output_dir, tmp_path / "seed-0")
     return dataclasses.replace(config, output_dir=tmp_path / "seed-0"), images
 
 
-def test_a_run_holds_all_that_later_notebooks_need(finished, run):
-    config, images = run
-    history, predictions, weights = finished[2]
-    found = utils.load_run(config, NAME, images)
-    assert {path.name for path in found.folder.iterdir()} == FILES
-    pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), history)
-    pd.testing.assert_frame_equal(found.predictions, predictions.reset_index(drop=True))
-    model = small.build_model(0.1)
-    found.load_weights(model)
-    assert all((a == b).all() for a, b in zip(model.get_weights(), weights, strict=True))
-    info = found.info
-    assert info["run"] == NAME and info["seed"] == 0 and info["mode"] == "full"
-    assert info["images"]["fingerprint"] == images.fingerprint
-    assert info["images"]["preparation"] == "nearest neighbours" and info["images"]["count"] == 24
-    test = predictions[predictions["split"] == "test"]
-    assert info["metrics"]["test"] == utils.evaluate(test)
-    assert set(info["metrics"]) == {"test", "validation"} and info["parameters"] == 296
-    with h5py.File(found.folder / "model.weights.h5") as file:
-        assert "optimizer" not in file, "which would triple the file"
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("damage", [small.flip_a_bit, lambda p: p.write_bytes(p.read_bytes()[:-9])])
-def test_a_damaged_run_is_refused_by_name(run, name, damage):
-    config, images = run
-    damage(config.output_dir / NAME / name)
-    with pytest.raises(utils.UserError, match=f"{name}.* damaged: delete the folder .*again"):
-        found = utils.load_run(config, NAME, images)
-        assert len(found.history) and len(found.predictions)
-        found.load_weights(small.build_model(0.1))
-
-
-def test_weights_of_another_model_are_refused(run):
-    with pytest.raises(utils.UserError, match="(?s)does not fit this model.*RETRAIN"):
-        utils.load_run(*run[:1], NAME, run[1]).load_weights(utils.build_cnn_1(2, 0.5, 0))
-
-
-def test_a_run_on_other_images_is_refused_and_a_missing_one_named(run):
-    config, images = run
-    others = dataclasses.replace(images, fingerprint="0" * 64)
-    with pytest.raises(utils.UserError, match="was trained on the folder set.*RETRAIN"):
-        utils.load_run(config, NAME, others)
-    with pytest.raises(utils.UserError, match="09_none is neither in .* nor published"):
-        utils.load_run(config, "09_none", images)
-
-
 @pytest.fixture
-def published(run, monkeypatch, tmp_path):
-    """Publishes the run as of images that were prepared in some way."""
-    config, images = run
+def publish(run, monkeypatch, tmp_path):
+    """Publishes the run as one of images that were prepared in some way."""
     for name in ("RESULTS", "WEIGHTS"):
         for module in (cxr.files, cxr.runs):
             monkeypatch.setattr(module, name, tmp_path / name.lower())
@@ -89,7 +41,7 @@ def published(run, monkeypatch, tmp_path):
 
     def publish(label, preparation, weights=False):
         folder = tmp_path / "results" / label / "seed-0" / NAME
-        shutil.copytree(config.output_dir / NAME, folder)
+        shutil.copytree(run[0].output_dir / NAME, folder)
         info = cxr.files.read_json(folder / "run.json")
         info["images"]["preparation"] = preparation
         cxr.files.write_json(folder / "run.json", info)
@@ -100,31 +52,72 @@ def published(run, monkeypatch, tmp_path):
     return publish
 
 
+def read_all(run):
+    assert len(run.history) and len(run.predictions)
+    run.load_weights(small.build_model(0.1))
+
+
+def test_a_run_holds_all_that_later_notebooks_need(finished, run):
+    config, images = run
+    history, predictions, weights = finished[2]
+    found, model = utils.load_run(config, NAME, images), small.build_model(0.1)
+    assert {path.name for path in found.folder.iterdir()} == FILES
+    pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), history)
+    pd.testing.assert_frame_equal(found.predictions, predictions.reset_index(drop=True))
+    found.load_weights(model)
+    assert all((a == b).all() for a, b in zip(model.get_weights(), weights, strict=True))
+    info = found.info
+    assert (info["run"], info["seed"], info["mode"], info["parameters"]) == (NAME, 0, "full", 296)
+    assert info["images"]["fingerprint"] == images.fingerprint and info["images"]["count"] == 24
+    test = predictions[predictions["split"] == "test"]
+    assert info["metrics"]["test"] == utils.evaluate(test)
+    assert set(info["metrics"]) == {"test", "validation"}
+    with h5py.File(found.folder / "model.weights.h5") as file:
+        assert "optimizer" not in file, "which would triple the file"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish, name):
+    config, images = run
+    published = publish("nearest", "nearest neighbours", weights=True)
+    weights = cxr.runs.WEIGHTS / f"{NAME}.weights.h5"
+    small.flip_a_bit(weights if "weights" in name else published / name)
+    with pytest.raises(utils.UserError, match="damaged: .*fetch the project again"):
+        read_all(utils.ModelRun(published))
+    path = config.output_dir / NAME / name
+    good = path.read_bytes()
+    for damage in (small.flip_a_bit, lambda path: path.write_bytes(good[:-9])):
+        path.write_bytes(good)
+        damage(path)
+        with pytest.raises(utils.UserError, match=f"{name}.* damaged: delete the folder .*again"):
+            read_all(utils.load_run(config, NAME, images))
+
+
+def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run, publish):
+    config, images = run
+    with pytest.raises(utils.UserError, match="(?s)does not fit this model.*RETRAIN"):
+        utils.load_run(config, NAME, images).load_weights(utils.build_cnn_1(2, 0.5, 0))
+    others = dataclasses.replace(images, fingerprint="0" * 64)
+    with pytest.raises(utils.UserError, match="was trained on the folder set.*RETRAIN"):
+        utils.load_run(config, NAME, others)
+    with pytest.raises(utils.UserError, match="09_none is neither in .* nor published"):
+        utils.load_run(config, "09_none", images)
+
+
 def test_ones_own_run_comes_before_a_published_one_and_the_reports_images_before_others(
-    run, published, capsys
+    run, publish, capsys
 ):
     config, images = run
-    other = published("a_smoothed", "a smoothed copy")
+    other = publish("a_smoothed", "a smoothed copy")
     elsewhere = dataclasses.replace(config, output_dir=config.output_dir / "none")
     assert utils.load_run(elsewhere, NAME, images).folder == other
     said = capsys.readouterr().out
     assert "the published run (you have none of your own)" in said and "NOTE: trained on" in said
-    nearest = published("nearest", "nearest neighbours", weights=True)
+    nearest = publish("nearest", "nearest neighbours", weights=True)
     found = utils.load_run(elsewhere, NAME, images)
     assert found.folder == nearest and found.has_weights and "NOTE" not in capsys.readouterr().out
     assert utils.load_run(config, NAME, images).folder == config.output_dir / NAME
     assert "your own run" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_damaged_published_run_says_to_fetch_the_project_again(published, name):
-    folder = published("nearest", "nearest neighbours", weights=True)
-    weights = cxr.runs.WEIGHTS / f"{NAME}.weights.h5"
-    small.flip_a_bit(weights if "weights" in name else folder / name)
-    with pytest.raises(utils.UserError, match="damaged: .*fetch the project again"):
-        found = utils.ModelRun(folder)
-        assert len(found.history) and len(found.predictions)
-        found.load_weights(small.build_model(0.1))
 
 
 def test_choices_are_part_of_the_name():
@@ -141,22 +134,15 @@ def test_a_setting_that_cannot_be_is_named(make_config, setting, value):
         make_config("sample", **{setting: value})
 
 
-def test_a_form_field_beats_the_environment_and_an_empty_one_does_not(monkeypatch, make_config):
+def test_a_form_field_beats_the_environment_and_settings_never_share_a_folder(
+    make_config, monkeypatch, tmp_path
+):
     monkeypatch.setenv("CXR_SEED", "7")
     assert make_config("").seed == 7 and make_config("", seed="3").seed == 3
     assert make_config("").data == "" and make_config("", mode="quick").data == "sample"
-
-
-def test_modes_and_seeds_never_share_a_folder(make_config, tmp_path):
-    folders = {
-        make_config("", mode=mode, seed=seed).output_dir
-        for mode in ("quick", "full")
-        for seed in ("0", "1", "01")
-    }
+    pairs = [(mode, seed) for mode in ("quick", "full") for seed in ("0", "1", "01")]
+    folders = {make_config("", mode=mode, seed=seed).output_dir for mode, seed in pairs}
     assert len(folders) == 4 and tmp_path / "out" / "seed-1" in folders
-
-
-def test_an_output_folder_that_cannot_be_written_is_named(make_config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(utils.UserError, match=r"Cannot write in .*file.*CXR_OUT"):
         make_config("", out=tmp_path / "file")
@@ -164,16 +150,14 @@ def test_an_output_folder_that_cannot_be_written_is_named(make_config, tmp_path)
 
 @pytest.mark.parametrize(
     ("host", "said"),
-    [("colab", "Runtime > Change runtime type > T4 GPU"), ("kaggle", "Settings > Accelerator"),
-     ("", "MODE = quick")],
-)  # fmt: skip
+    [("colab", "Change runtime type > T4"), ("kaggle", "> Accelerator"), ("", "MODE = quick")],
+)
 def test_a_missing_gpu_is_said_with_the_hosts_switch(
     make_config, monkeypatch, tmp_path, capsys, host, said
 ):
     monkeypatch.setattr(cxr.config, "accelerators", list)
-    monkeypatch.setattr(cxr.config, "KAGGLE_WORKING", tmp_path / "working")
-    if host == "kaggle":
-        cxr.config.KAGGLE_WORKING.mkdir()
+    monkeypatch.setattr(cxr.config, "KAGGLE_WORKING", tmp_path / "kaggle")
+    (tmp_path / host).mkdir(exist_ok=True)
     if host == "colab":
         monkeypatch.setitem(sys.modules, "google.colab", None)
     make_config("")
@@ -182,4 +166,4 @@ def test_a_missing_gpu_is_said_with_the_hosts_switch(
     assert "no GPU" not in capsys.readouterr().out
     if host == "kaggle":
         monkeypatch.delenv("CXR_OUT")
-        assert utils.setup().output_dir.is_relative_to(cxr.config.KAGGLE_WORKING / "artifacts")
+        assert utils.setup().output_dir.is_relative_to(tmp_path / "kaggle" / "artifacts")
