@@ -28,9 +28,10 @@ class FrozenFeatures:
     """
 
     def __init__(self, config, images, rows, frozen, name):
-        self.images, self.rows, self.frozen, self.name = images, rows, frozen, name
+        self.images, self.frozen, self.name = images, frozen, name
+        self.rows = rows.sort_index()  # one file serves the splits of all seeds
         self.shape = tuple(frozen.output.shape[1:])
-        digest = hashlib.sha256(f"{images.fingerprint} {','.join(rows['file'])}".encode())
+        digest = hashlib.sha256(f"{images.fingerprint} {','.join(self.rows['file'])}".encode())
         for layer in frozen.layers:
             if isinstance(layer, keras.layers.Rescaling):
                 digest.update(f"{layer.scale} {layer.offset}".encode())

@@ -42,7 +42,7 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # numpy's has none
             raise UserError(f"No space left while writing {path}. {_MORE_SPACE}") from error
         raise
     finally:

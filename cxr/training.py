@@ -92,7 +92,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 if damaged := archive.zip.testzip():  # numpy does not read on to the checksums
                     raise ValueError(f"{damaged} is not what was written")
                 state = json.loads(archive["state"].tobytes())
-                arrays = [archive[f"arr_{number}"] for number in range(len(archive.files) - 1)]
+                arrays = [archive[f"arr_{number}"] for number in range(state["arrays"])]
         except FileNotFoundError:
             return 0
         except Exception as error:  # a damaged zip raises nearly anything
@@ -126,15 +126,16 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         seconds, stopping = round(time.perf_counter() - self.began, 2), self.early_stopping
         measures = {name: float(value) for name, value in logs.items()}
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
         state = {
-            "settings": self.settings, "retrain": self.retrain, "history": self.rows,
+            "arrays": len(arrays), "settings": self.settings, "retrain": self.retrain,
+            "history": self.rows,
             "counters": {name: float(getattr(stopping, name)) for name in _COUNTERS},
             "stopped": bool(self.model.stop_training),
         }  # fmt: skip
-        variables = [*self.model.variables, *self.model.optimizer.variables]
         with atomic_write(self.path) as part:
-            np.savez(part, *(variable.numpy() for variable in variables), *stopping.best_weights,
-                     state=np.frombuffer(json.dumps(state).encode(), np.uint8))  # fmt: skip
+            np.savez(part, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
         if self.config.drive:
             self.config.drive.upload_state(self.path)
 

@@ -117,7 +117,10 @@ def test_the_array_is_found_again_and_made_anew_when_the_files_change(
         patch.setattr(cxr.cache, "read_image", lambda _: 1 / 0)
         again = utils.load_images(config)
     assert again.fingerprint == first.fingerprint and again.metadata.equals(first.metadata)
-    Image.fromarray(noise(50, 60)).save(root / NORMAL, "JPEG")
+    size = (root / NORMAL).stat().st_size
+    Image.fromarray(noise(50, 60)).save(root / NORMAL, "JPEG", quality=50)
+    with open(root / NORMAL, "ab") as file:
+        file.write(bytes(size - file.tell()))  # the same size, at another time
     changed = utils.load_images(config)
     assert changed.fingerprint != first.fingerprint
     assert changed.test_fingerprint == first.test_fingerprint

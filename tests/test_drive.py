@@ -287,6 +287,10 @@ def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
         patch.setattr(cxr.drive.filecmp, "cmp", lambda *_, **__: open("/no such file"))  # noqa: SIM115
         colab.setup()
     assert contents(colab.folder) == kept
+    colab.new_machine()
+    colab.vanish()  # nor where it is away when the training looks for it
+    small.train(colab.config, epochs=1, hook=lambda _: colab.come_back())
+    assert contents(colab.folder) == kept
     colab.finish_run(3.0, retrain=True)
     colab.assert_on_drive()
     colab.new_machine()

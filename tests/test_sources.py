@@ -157,14 +157,16 @@ def test_the_sample_is_the_whole_test_set_and_640_training_images(sample_images)
 
 @pytest.fixture
 def small_sample(monkeypatch, tmp_path):
-    """A copy of a few files of the sample, with their manifest."""
-    manifest = pd.read_csv(SAMPLE / "manifest.csv").iloc[::200]
-    for file in manifest["file"]:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(SAMPLE / file, tmp_path / file)
-    manifest.to_csv(tmp_path / "manifest.csv", index=False)
-    monkeypatch.setattr(cxr.source, "SAMPLE", tmp_path)
-    return [tmp_path / file for file in manifest["file"]]
+    """A copy of one file of each folder of the sample, with their manifest."""
+    manifest = pd.read_csv(SAMPLE / "manifest.csv")
+    manifest = manifest.groupby(manifest["file"].str.rsplit("/", n=1).str[0]).head(1)
+    copies = [tmp_path / "sample" / file for file in manifest["file"]]
+    for file, copy in zip(manifest["file"], copies, strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLE / file, copy)
+    manifest.to_csv(tmp_path / "sample" / "manifest.csv", index=False)
+    monkeypatch.setattr(cxr.source, "SAMPLE", tmp_path / "sample")
+    return copies
 
 
 def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
@@ -181,6 +183,17 @@ def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
                          (extra, "not part of the sample")):  # fmt: skip
         assert f"{path.parent.name}/{path.name}: {reason}" in str(error.value)
     assert "git checkout data/sample" in str(error.value) and "(4)" in str(error.value)
+
+
+def test_another_sample_is_another_cached_array(small_sample, make_config):
+    config, manifest = make_config("sample", mode="quick"), cxr.source.SAMPLE / "manifest.csv"
+    first = utils.load_images(config)
+    one, other, *_ = small_sample
+    one.write_bytes(other.read_bytes())
+    sums = [cxr.files.checksum(path) for path in small_sample]
+    pd.read_csv(manifest).assign(sha256=sums).to_csv(manifest, index=False)
+    again = utils.load_images(config)
+    assert len(again.metadata) == 6 and again.fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(
