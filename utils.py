@@ -7,6 +7,7 @@ baselines (02), InceptionV3 (04). The plumbing (finding and caching images, resu
 
 import cxr  # noqa: I001 - first: it keeps TensorFlow's start-up lines quiet
 
+import os
 from pathlib import Path
 
 import keras
@@ -272,29 +273,32 @@ def save_run(checkpoint, model, predictions, full_model=None, **info):
     )  # fmt: skip
 
 
-# --- Notebook 04: InceptionV3 (report, section III b) -------------------------------------
+# --- Notebooks 04 and 06: pretrained networks (report, section III b) ---------------------
 
 
-def inception_weights(config):
-    """Which weights InceptionV3 gets here: (argument of `keras.applications.InceptionV3`, file to
-    load afterwards or None, name for figures and tables). UserError where the file is not there, or
-    ImageNet's cannot be downloaded; quick mode goes on with random ones then, behind a banner."""
-    if config.inception not in ("imagenet", "random"):
-        file = Path(config.inception).expanduser()
+def pretrained_weights(config, application):
+    """Weights for keras.applications' InceptionV3 or Xception: (its argument `weights`, file to
+    load afterwards or None, name for tables), from CXR_INCEPTION_WEIGHTS or CXR_XCEPTION_WEIGHTS:
+    imagenet, random, or a file. UserError where the file is not there, or ImageNet's cannot be
+    downloaded; quick mode goes on with random ones then, behind a banner."""
+    name = application.__name__
+    variable = f"CXR_{name.removesuffix('V3').upper()}_WEIGHTS"
+    setting = os.environ.get(variable, "").strip() or "imagenet"
+    if setting not in ("imagenet", "random"):
+        file = Path(setting).expanduser()
         if not file.is_file():
-            raise UserError(f"CXR_INCEPTION_WEIGHTS={config.inception}: no such file.")
+            raise UserError(f"{variable}={setting}: no such file.")
         return None, file, f"the file {file.name}"
-    if config.inception == "imagenet":
+    if setting == "imagenet":
         try:
-            keras.applications.InceptionV3(include_top=False, weights="imagenet")
+            application(include_top=False, weights="imagenet")
             return "imagenet", None, "ImageNet weights"
         except Exception as error:  # a download fails in as many ways as the network has
             if not config.quick:
                 raise UserError(
                     f"ImageNet's weights cannot be downloaded ({type(error).__name__}). Run this "
-                    "cell again, or set CXR_INCEPTION_WEIGHTS to a weights file of "
-                    "InceptionV3(include_top=False)."
+                    f"cell again, or set {variable} to a weights file of {name}(include_top=False)."
                 ) from error
-    line = "RANDOM WEIGHTS: no ImageNet here. What InceptionV3 says below means nothing."
+    line = f"RANDOM WEIGHTS: no ImageNet here. What {name} says below means nothing."
     print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}")
     return None, None, "random weights, never trained"

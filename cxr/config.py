@@ -30,7 +30,6 @@ class Config:
     output_dir: Path  # of runs; full and quick runs and other seeds never share one
     cache_dir: Path  # of cached images and frozen features
     drive: DriveSync | None  # copies to Drive what is worth keeping (Colab)
-    inception: str  # "imagenet", a weights file for InceptionV3, or "random" (for tests)
     device: str  # what trains here, in words
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
@@ -45,7 +44,7 @@ def setup(data="", mode="", seed="", out=""):
 
     Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
     means the environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the
-    default. CXR_INCEPTION_WEIGHTS is read from the environment alone. Returns a `Config`;
+    default. Returns a `Config`;
     UserError for a setting that cannot be, or an output folder that cannot be written.
     """
 
@@ -65,7 +64,6 @@ def setup(data="", mode="", seed="", out=""):
         output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",
         drive=DriveSync(out, drive) if drive else None,
-        inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
         device=device_name(),
     )
     try:

@@ -55,15 +55,17 @@ def hires_cam(model, pixels, class_number):
     `pixels` is float32 (224, 224, 3) in [0, 1], `class_number` the position in CLASS_NAMES.
     Returns float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
     """
-    frozen = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    *head, softmax = model.layers[model.layers.index(frozen) + 1 :]
-    maps = frozen(pixels[None], training=False)
+    last = max(i for i, layer in enumerate(model.layers) if isinstance(layer, keras.Model))
+    *head, softmax = model.layers[last + 1 :]
+    maps = pixels[None]
+    for layer in model.layers[: last + 1]:
+        maps = layer(maps, training=False)
     with tf.GradientTape() as tape:
         tape.watch(maps)
         values = maps
         for layer in head:
             values = layer(values, training=False)
-        logits = (values @ softmax.kernel + softmax.bias)[0]
+        logits = (tf.cast(values, tf.float32) @ softmax.kernel + softmax.bias)[0]
         others = tf.boolean_mask(logits, np.arange(len(logits)) != class_number)
         score = logits[class_number] - tf.reduce_logsumexp(others)
     heat = tf.nn.relu(tf.reduce_sum(maps * tape.gradient(score, maps), axis=-1, keepdims=True))

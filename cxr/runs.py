@@ -1,6 +1,7 @@
 """A finished model run on disk: written last file last, checked as it is read."""
 
 import contextlib
+import json
 import platform
 import time
 
@@ -68,9 +69,13 @@ class ModelRun:
 
 
 def _without_optimizer(model):
-    """A model of the same layers and weights: Keras would save and expect an optimizer's too."""
-    bare = type(model).from_config(model.get_config())
-    bare.set_weights(model.get_weights())
+    """A model of the same layers and weights: Keras would save and expect an optimizer's too. Of
+    weights that were rounded to 16 bits, 16 are stored."""
+    weights, config = model.get_weights(), model.get_config()
+    if all((w == w.astype("float16")).all() for w in weights if w.dtype == "float32"):
+        config = json.loads(json.dumps(config).replace('"float32"', '"float16"'))
+    bare = type(model).from_config(config)
+    bare.set_weights(weights)
     return bare
 
 

@@ -40,16 +40,16 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         shuffle: `EpochShuffle` of the training images.
         retrain: train anew even if the run is finished.
         use_published: take the published weights instead of training.
-        full_model: the assembled model that is saved, where only its head is trained.
+        kept: the model whose weights are saved, where it is not the one that is trained.
         settings: anything else the result depends on.
     """
 
     def __init__(self, config, name, images, early_stopping, shuffle, retrain=False,
-                 use_published=False, full_model=None, **settings):  # fmt: skip
+                 use_published=False, kept=None, **settings):  # fmt: skip
         super().__init__()
         self.config, self.name, self.images = config, name, images
         self.early_stopping, self.shuffle, self.retrain = early_stopping, shuffle, retrain
-        self.use_published, self.full_model, self.extra = use_published, full_model, settings
+        self.use_published, self.kept, self.extra = use_published, kept, settings
         self.path = config.output_dir / name / STATE
         self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
 
@@ -79,7 +79,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def _take(self, run, model, words):
         print(f"{self.name}: {words}, {len(run.history)} epochs. Its weights are loaded.")
         warn_other_images(run, self.images)
-        run.load_weights(self.full_model or model)
+        run.load_weights(self.kept or model)
         self.rows, self.is_new = run.history.to_dict("records"), False
         print(self.history.round(4).to_string(index=False))
         return FINISHED

@@ -218,7 +218,7 @@ def test_features_are_computed_once_and_anew_where_anything_changes(setting, mon
     assert len(paths | {path}) == 6
 
 
-def test_inception_weights_that_are_not_there_are_named(make_config, monkeypatch):
+def test_pretrained_weights_that_are_not_there_are_named(make_config, monkeypatch):
     monkeypatch.setenv("CXR_INCEPTION_WEIGHTS", "/nowhere/inception.h5")
     with pytest.raises(utils.UserError, match="/nowhere/inception.h5: no such file"):
-        utils.inception_weights(make_config("sample"))
+        utils.pretrained_weights(make_config("sample"), keras.applications.InceptionV3)
