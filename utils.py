@@ -25,7 +25,10 @@ from cxr.cache import ImageCache, load_images
 from cxr.config import Config, setup, strategy
 from cxr.explain import hires_cam, load_user_image, out_of_distribution_warnings
 from cxr.features import FrozenFeatures
-from cxr.figures import CLASS_COLOURS, plot_confusion, plot_history, plot_prediction, show_images
+from cxr.figures import (
+    CLASS_COLOURS, plot_confusion, plot_history, plot_operating_points, plot_prediction,
+    plot_reliability, show_images,
+)  # fmt: skip
 from cxr.files import PROJECT, UserError
 from cxr.images import IMAGE_SIZE, downsample, read_image, to_rgb
 from cxr.index import CLASS_NAMES, SOURCE_SPLITS, parse_name

@@ -25,8 +25,10 @@ from cxr.reference import MAIN_IMAGES, sensitivity_table, stopping_epoch
 from cxr.reported import REPORTED
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
+S06 = "06_beyond"
 LONG = runs.run_name(S05, dropout=0.2, patience=10)
 ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "past", "rescaled")
+BEYOND = ("crops", "weak", "frozen", "random", "image", "scratch")  # of notebook 06
 MIN_SEEDS, MAX_WIDTH = 3, 0.10  # the rules are in results/claims.md
 REPRODUCED, COMPATIBLE, NOT_REPRODUCED = "reproduced", "compatible", "not reproduced"
 UNDECIDED, CANNOT, STAND_IN = "undecided", "cannot be tested here", ", with stand-in weights"
@@ -61,9 +63,10 @@ def _measures(run):
     [dropout] = {layer[2]["rate"] for layer in settings["layers"] if layer[0] == "Dropout"}
     followed = history.get("test_accuracy", pd.Series(dtype=float))
     row = {
-        "notebook": next(name for name in REPORTED if info["run"].startswith(name)),
+        "notebook": next(name for name in (*REPORTED, S06) if info["run"].startswith(name)),
         "dropout": dropout, "patience": patience, "stratified": suffix != "unstratified",
-        "ablation": suffix if suffix in ABLATIONS else "", "inception": info.get("inception", ""),
+        "ablation": suffix if suffix in ABLATIONS + BEYOND else "",
+        "inception": info.get("inception", ""),
         "epochs": len(history), "best_epoch": best + 1, "best_val_loss": loss[best],
         "seconds": info["seconds"], "minutes": info["seconds"] / 60,
         "capped": len(history) - 1 - best < patience,
@@ -78,6 +81,7 @@ def _measures(run):
                 for name in ("loss", "val_loss")}  # fmt: skip
     [flat] = pd.json_normalize(info["metrics"], sep="_").to_dict("records")
     row |= {name.removeprefix("test_"): flat[name] for name in sorted(flat)}
+    row |= info.get("beyond", {})
     for prefix in ("", "validation_"):
         row[f"{prefix}false_positive_rate"] = 1 - row[f"{prefix}recall_normal"]
     for kind in ("recall", "precision"):
@@ -141,7 +145,7 @@ def combine_verdicts(verdicts):
 
 def form(column, value):
     """A number of the runs' table in words."""
-    if re.search("loss|slope|auc|rises", column):
+    if re.search("loss|slope|auc|rises|ece|temperature", column):
         return f"{value:.3f}"
     if re.search("epoch|_as_|normals|found|positives|excess|above|crossing|minutes", column):
         return f"{value:.{int(column != 'minutes')}f}".removesuffix(".0")
@@ -317,7 +321,7 @@ def models(table):
             "published": spread("accuracy", used["accuracy"]), "95% CI by patient":
             "{:.1%} to {:.1%}".format(*used[["accuracy_low", "accuracy_high"]].mean()),
             **pd.DataFrame(known).mean()[["majority class", "11 nearest neighbours"]],
-            "rests on": f"{len(used)} seeds, {used['kind'].iloc[0]}{stand_in(used)}",
+            "based on": f"{len(used)} seeds, {used['kind'].iloc[0]}{stand_in(used)}",
             "runs": used["accuracy"], "interval": prediction_interval(used["accuracy"]),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -336,7 +340,7 @@ def draw(rows, description):
         axis.plot(rows[name], rows.index + 0.33, mark, color="#777777", label=name)
     for y, value in rows["report"].items():
         axis.text(value, y - 0.25, f"{value:.0%}", ha="center", va="bottom")
-    axis.set_yticks(rows.index, rows["model"] + "\n" + rows["rests on"].str.replace(", w", ",\nw"))
+    axis.set_yticks(rows.index, rows["model"] + "\n" + rows["based on"].str.replace(", w", ",\nw"))
     axis.set(ylim=(3.6, -0.7), xlabel="accuracy on the 624 test images",
              title="Test accuracy: the report and the published runs")  # fmt: skip
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -347,7 +351,7 @@ def draw(rows, description):
 
 
 GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
-    **{f"{name[:2]}.": (name,) for name in REPORTED},
+    **{f"{name[:2]}.": (name,) for name in (*REPORTED, S06)},
     **{f"02.{name}_": (f"{S02}-{name}", S02) for name in ABLATIONS[:4]},
     "02.plain_": (S02, *(f"{S02}-{name}" for name in ABLATIONS[:4])),
     "04.rescaled_": (f"{S04}-rescaled", S04), "04.plain_": (S04, f"{S04}-rescaled"),
@@ -361,13 +365,15 @@ def facts(table):
     columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience", "seconds"])
     found = claims(table)
     main = table[(table["images"] == MAIN_IMAGES) & (table["seed"] == 0)].set_index("run")
-    main = main.reindex([S01, *REPORTED])  # what is missing is NaN
+    beyond = {"06.": S06, **{f"06.{name}_": f"{S06}-{name}" for name in BEYOND}}
+    main = main.reindex([S01, *REPORTED, *beyond.values(), f"{S04}-rescaled"])  # or NaN
     order = [rows["accuracy"] for rows in pick(table, S05, S04, S03).values()]
     reached = sensitivity_table(S05, pick(table, LONG)[LONG]["images"].iloc[0])["accuracy"]
     data, wrong = main["info"][S01], main["wrong_normals"]
     texts = {
         "claims": markdown(found), "tally": tally(found),
         "models": markdown(models(table).drop(columns=["runs", "interval"])),
+        "04.rescaled_run": form("", main["accuracy"][f"{S04}-rescaled"]),
         "02.auc_percent": f"{main['auc'][S02]:.0%}",
         "02.best_val_loss_up": f"{np.ceil(100 * main['best_val_loss'][S02]) / 100:g}",
         "02.03.drop": f"{100 * (main['accuracy'][S02] - main['accuracy'][S03]):.1f}",
@@ -392,12 +398,21 @@ def facts(table):
                     for images in (MAIN_IMAGES, SMOOTHED))  # fmt: skip
         moved = (one["accuracy"] - two["accuracy"]).dropna()
         texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
+    for key, name in beyond.items():
+        texts |= {key + column: form(column, main[column][name]) for column in columns}
+    if isinstance(info := main["info"][S06], dict):
+        texts |= {f"06.{kind}": f"{info[kind]:,}" for kind in ("parameters", "trainable")}
     for key, names in GROUPS.items():
-        rows, inner = pick(table, *names)[names[0]], key + "mean_" * key.endswith(".")
-        texts |= {inner + column: form(column, rows[column].mean()) for column in columns}
-        texts |= {key + how: form("", rows["accuracy"].agg(how)) for how in ("mean", "min", "max")}
-        texts |= {f"{key}seeds": f"{len(rows)}", f"{key}images": rows["kind"].iloc[0],
-                  f"{key}sd": f"{100 * rows['accuracy'].std():.1f} points"}  # fmt: skip
+        try:
+            rows, enough = pick(table, *names)[names[0]], True
+        except Open:
+            rows, enough = table[:1], False
+        inner, accuracy = key + "mean_" * key.endswith("."), rows["accuracy"]
+        means = {inner + column: form(column, rows[column].mean()) for column in columns}
+        means |= {key + how: form("", accuracy.agg(how)) for how in ("mean", "min", "max")}
+        means |= {f"{key}seeds": f"{len(rows)}", f"{key}images": rows["kind"].iloc[0],
+                  f"{key}sd": f"{100 * accuracy.std():.1f} points"}  # fmt: skip
+        texts |= means if enough else dict.fromkeys(means)
     for name in (S02, S03, S05):  # 04 finds the features of an earlier seed in the cache
         texts[f"{name[:2]}.minutes"] = f"{pick(table, name)[name]['minutes'].median():.0f}"
     texts |= {key: texts[other] for key, other in SAME.items()}
@@ -422,7 +437,7 @@ def files(table):
         missing.extend(key for _, key, _, _ in MARKER.findall(text) if texts[key] is None)
         return MARKER.sub(lambda m: f"{m[1]}{texts[m[2]] or m[3]}{m[4]}", text)
 
-    for path in (results / "claims.md", PROJECT / "README.md", PROJECT / "data" / "README.md"):
+    for path in (*results.glob("[cm]*.md"), PROJECT / "README.md", PROJECT / "data" / "README.md"):
         written[path] = fill(path.read_text(encoding="utf-8"))
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))

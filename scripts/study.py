@@ -29,6 +29,16 @@ TRAINED = 'trained = utils.load_run(config, "03_cnn1_3class'
 FLIP = 'layers.RandomFlip("horizontal", seed=config.seed),'
 CONTRAST = "layers.RandomContrast((0.1, 0.1), value_range=(0, 1), seed=config.seed),"  # both ways
 IMPORTED = ("imported = utils.build_cnn_1(NUM_CLASSES, DROPOUT, config.seed)", "imported = cnn_1")
+CROP = "beyond.RandomResizedCrop()"
+WEAK = "layers.Resizing(160, 160), layers.RandomFlip('horizontal')]\n    _ = ["
+BEYOND = {
+    "crops": [(CROP, CROP.replace("()", "(area=(0.3, 1.0))"))],
+    "weak": [("        " + CROP, WEAK + CROP)],
+    "frozen": [("frozen.trainable = False", "frozen.trainable = tuned.trainable = False")],
+    "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
+               ("frozen.trainable = False", "frozen.trainable = True")],
+    "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],
+}  # fmt: skip
 ABLATIONS = {
     "zoom": [(FLIP, "layers.RandomZoom(0.1, seed=config.seed),"), IMPORTED],
     "contrast": [(FLIP, CONTRAST), IMPORTED],
@@ -52,7 +62,10 @@ class Step:
                 self.edits.append((TRAINED, f"{TRAINED}-unstratified"))
         if suffix:
             name += f"-{suffix}"
-            self.edits.append(("RUN = utils", f'RUN = "{name}"  # utils'))
+            renamed = ("RUN = utils", f'RUN = "{name}"  # utils')
+            if notebook == "06_beyond":
+                renamed = (f'"{notebook}", 8', f'"{name}", 8')
+            self.edits.append(renamed)
         self.runs = [name, f"{name}-rescaled"] if name == "04_inceptionv3" else [name]
 
 
@@ -68,6 +81,8 @@ GROUPS = {  # in the order in which the claims need them
     "sensitivity": transfer(),
     "ablations": [Step("02_cnn1_2class", *ablation) for ablation in ABLATIONS.items()],
     "unstratified": [Step("03_cnn1_3class", "unstratified"), *transfer("unstratified")],
+    "beyond": [Step("06_beyond")],
+    "recipe": [Step("06_beyond", *change) for change in BEYOND.items()],
     "dropout": [Step("02_cnn1_2class", dropout=dropout) for dropout in (0, 0.5)],
 }  # fmt: skip
 

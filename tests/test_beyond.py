@@ -1,0 +1,108 @@
+"""Notebook 06's own: the crop, thresholds, calibration, the correction for shares, stress."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import utils
+from cxr import beyond
+
+NAMES = list(utils.CLASS_NAMES[3])
+
+
+def drawn(count, shares, sharpness=1.0, seed=0):
+    """Predictions of three classes that are calibrated at a temperature of `sharpness`."""
+    rng = np.random.default_rng(seed)
+    true = rng.choice(3, count, p=shares)
+    logits = np.eye(3)[true] + rng.normal(size=(count, 3))
+    posterior = np.exp(logits) * shares  # what Bayes makes of equal normal noise
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    sharp = posterior**sharpness
+    table = pd.DataFrame(sharp / sharp.sum(axis=1, keepdims=True), columns=NAMES)
+    return table.assign(true=np.array(NAMES)[true], split="test")
+
+
+def test_crops_are_windows_of_the_right_size_and_only_in_training():
+    ramp = np.linspace(0, 1, 224, dtype="float32")
+    x = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 0), axis=-1)[None].repeat(64, 0)
+    crop = beyond.RandomResizedCrop(size=32, area=(0.08, 0.5))
+    assert np.array_equal(crop(x), x)
+    y = np.asarray(crop(x, training=True))
+    assert y.shape == (64, 32, 32, 3)
+    height, width = y[:, -1, 0, 0] - y[:, 0, 0, 0], y[:, 0, -1, 1] - y[:, 0, 0, 1]
+    area, ratio = height * width, width / height
+    assert 0.07 < area.min() < 0.13 and 0.4 < area.max() < 0.51
+    assert 0.74 < ratio.min() < 0.85 and 1.2 < ratio.max() < 1.35
+    assert y[:, 0, 0, 0].std() > 0.1 and y[:, 0, 0, 1].std() > 0.1, "the windows are elsewhere"
+    again = beyond.RandomResizedCrop.from_config(crop.get_config())
+    assert (again.size, tuple(again.area)) == (32, (0.08, 0.5))
+
+
+def test_two_classes_and_thresholds_by_hand():
+    table = pd.DataFrame(
+        {"normal": [0.9, 0.4, 0.3, 0.2], "bacterial": [0.05, 0.4, 0.3, 0.1],
+         "viral": [0.05, 0.2, 0.4, 0.7], "true": ["normal", "normal", "bacterial", "viral"]}
+    )  # fmt: skip
+    two = beyond.two_classes(pd.concat([table.assign(split=s) for s in ("validation", "test")]))
+    assert list(two["true"][:4]) == ["normal", "normal", "pneumonia", "pneumonia"]
+    assert np.allclose(two["pneumonia"][:4], [0.1, 0.6, 0.7, 0.8])
+    assert beyond.two_classes(two) is two
+    rows = beyond.threshold_table(two)
+    assert rows.loc["50%"].tolist() == [0.5, 1, 0.5, 0.75]
+    assert rows.loc["chosen on validation"].tolist() == [0.7, 1, 1, 1]
+
+
+def test_a_temperature_mends_what_is_too_sure():
+    shares = np.full(3, 1 / 3)
+    validation, test = (drawn(4000, shares, 3.0, seed).assign(split=split)
+                        for seed, split in enumerate(("validation", "test")))  # fmt: skip
+    temperature = beyond.fit_temperature(validation)
+    assert temperature == pytest.approx(3, rel=0.1)
+    is_ill, ill = beyond.binary(test)
+    mended = 1 - beyond.at_temperature(test, temperature)[:, 0]
+    before, after = (beyond.calibration_error(is_ill, values) for values in (ill, mended))
+    assert before > 3 * after and after < 0.03
+    found = beyond.summary(pd.concat([validation, test]))
+    assert found["ece"] == pytest.approx(before, abs=1e-5) and found["ece_scaled"] < 0.03
+    assert found["two_accuracy"] == pytest.approx(np.mean((ill > 0.5) == is_ill), abs=1e-5)
+
+
+def test_other_shares_are_found_without_labels():
+    equal, shares = np.full(3, 1 / 3), np.array([0.7, 0.1, 0.2])
+    test = drawn(5000, shares)
+    seen = test[NAMES].to_numpy() / shares
+    seen /= seen.sum(axis=1, keepdims=True)  # what a model trained on equal shares would say
+    corrected, estimated = beyond.adapt_to_shares(seen, equal)
+    assert np.abs(estimated - shares).max() < 0.02
+    assert np.abs(corrected - test[NAMES].to_numpy()).max() < 0.05
+
+
+def test_stresses_change_what_they_say(sample_images):
+    pixels = sample_images.read([0, 700])
+    keras.utils.set_random_seed(0)
+    model = utils.build_cnn_1(3, 0.0, 0)
+    table = beyond.stress_table(model, pixels, np.array([False, True]))
+    assert list(table.index) == list(beyond.STRESSES) and table["changed"]["unchanged"] == 0
+    rgb = utils.to_rgb(pixels)
+    for name, change in beyond.STRESSES.items():
+        result = np.asarray(change(rgb))
+        assert result.shape == rgb.shape and result.dtype == np.uint8
+        assert (name == "unchanged") == np.array_equal(result, rgb)
+    numbers = beyond.image_numbers(np.stack([np.full((224, 224), 9, np.uint8)] * 2))
+    assert numbers["roughness"].eq(0).all() and numbers["brightness"].eq(9).all()
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    with pytest.raises(utils.UserError, match="NORMAL and PNEUMONIA"):
+        beyond.score_folder(None, tmp_path)
+    for kind, grey in (("NORMAL", 30), ("PNEUMONIA", 220)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(np.full((300, 280), grey, np.uint8)).save(tmp_path / kind / "a.png")
+    inputs = keras.Input((224, 224, 3))
+    bright = keras.layers.GlobalAveragePooling2D()(inputs)
+    says = keras.layers.Lambda(lambda mean: 1 - mean)(bright)
+    assert beyond.score_folder(keras.Model(inputs, says), tmp_path) == (
+        "2 images, accuracy 100.0%, ROC AUC 1.000"
+    )
