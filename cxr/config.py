@@ -31,7 +31,7 @@ class Config:
     cache_dir: Path  # of cached images and frozen features
     drive: DriveSync | None  # copies to Drive what is worth keeping (Colab)
     inception: str  # "imagenet", a weights file for InceptionV3, or "random" (for tests)
-    device: str  # what trains here, in words
+    device: str  # what trains here, in words: "2 x Tesla T4" or "CPU, 2 cores"
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -43,10 +43,9 @@ class Config:
 def setup(data="", mode="", seed="", out=""):
     """Resolves the settings, seeds everything, and prints what this run stands on.
 
-    Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
-    means the environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the
-    default. CXR_INCEPTION_WEIGHTS is read from the environment alone. Returns a `Config`;
-    UserError for a setting that cannot be, or an output folder that cannot be written.
+    Each argument is a form field of the set-up cells: a string, where an empty one means the
+    environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the default.
+    Returns a `Config`; UserError for a setting that cannot be, or a folder that cannot be written.
     """
 
     def setting(value, name, default):
@@ -58,15 +57,17 @@ def setup(data="", mode="", seed="", out=""):
     if not (seed.isdecimal() and len(seed) < 10):
         raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
     out, drive = _output_folder(setting(out, "OUT", ""))
+    details, processors = tf.config.experimental.get_device_details, accelerators()
+    names = [details(device).get("device_name", device.device_type) for device in processors]
     config = Config(
         data=setting(data, "DATA", "sample" if mode == "quick" else ""),
         mode=mode,
         seed=int(seed),
         output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",
-        drive=DriveSync(out, drive) if drive else None,
+        drive=drive,
         inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
-        device=device_name(),
+        device=f"{len(names)} x {names[0]}" if names else f"CPU, {os.cpu_count()} cores",
     )
     try:
         for folder in (config.output_dir, config.cache_dir):
@@ -75,20 +76,20 @@ def setup(data="", mode="", seed="", out=""):
     except OSError as error:
         raise UserError(f"Cannot write in {out} ({error.strerror}). Set OUT (CXR_OUT) to a folder "
                         "that can be written.") from error  # fmt: skip
-    if drive:  # what was made while Drive could not be reached
-        for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
-            config.drive.upload(marker)
     keras.utils.set_random_seed(config.seed)
-    if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
+    if not processors:  # on a GPU this would cost speed; there the seed alone is set
         tf.config.experimental.enable_op_determinism()
-    where = config.drive.describe(config.output_dir) if drive else display_path(config.output_dir)
+    where = display_path(config.output_dir)
+    if drive:
+        for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
+            drive.upload(marker)  # what was made while Drive could not be reached
+        where = drive.describe(config.output_dir)
     print(
         f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, NumPy {np.__version__}\n"
-        f"device   {config.device}\nrun      {config.mode} mode, seed {config.seed}\n"
-        f"results  {where}"
+        f"Keras {keras.__version__}, NumPy {np.__version__}\ndevice   {config.device}\n"
+        f"run      {config.mode} mode, seed {config.seed}\nresults  {where}"
     )
-    if not config.quick and not accelerators():
+    if not (config.quick or processors):
         faster = "MODE = quick takes a minute"
         if in_colab():
             faster = "Faster: Runtime > Change runtime type > T4 GPU, then run all again"
@@ -99,11 +100,12 @@ def setup(data="", mode="", seed="", out=""):
 
 
 def _output_folder(setting):
-    """(folder that is worked in, folder on Drive that gets a copy or None)."""
+    """(the folder that is worked in, the `DriveSync` that copies it or None)."""
     folder = Path(setting).expanduser().absolute() if setting else None
     if in_colab() and (folder is None or DRIVE in folder.parents):
-        folder = folder or DRIVE_OUTPUT
-        return COLAB_OUTPUT / folder.relative_to(DRIVE), folder if mount() else None
+        remote = folder or DRIVE_OUTPUT
+        local = COLAB_OUTPUT / remote.relative_to(DRIVE)
+        return local, DriveSync(local, remote) if mount() else None
     return folder or (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None
 
 
@@ -111,15 +113,6 @@ def accelerators():
     """The GPUs or TPU cores TensorFlow sees."""
     with quiet_stderr():
         return [d for d in tf.config.list_physical_devices() if d.device_type in ("GPU", "TPU")]
-
-
-def device_name():
-    """What trains here, in words: "2 x Tesla T4", or "CPU, 2 cores"."""
-    details = tf.config.experimental.get_device_details
-    names = [details(device).get("device_name", device.device_type) for device in accelerators()]
-    if not names:
-        return f"CPU, {os.cpu_count()} cores"
-    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
 
 
 def strategy(devices=None):

@@ -5,7 +5,6 @@ the marker is copied last, in both directions. Nothing that fails on Drive stops
 """
 
 import contextlib
-import errno
 import filecmp
 import shutil
 import sys
@@ -29,12 +28,11 @@ def mount():
 
     try:
         drive.mount(str(DRIVE))
-        return True
     except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
-        reason = f"{type(error).__name__}: {error}"
-        print(f"Drive was not mounted ({reason}): what this session makes stays on Colab's disk "
-              "and is lost with it. Run this cell again to retry.")  # fmt: skip
+        print(f"Drive was not mounted ({type(error).__name__}: {error}): what this session makes "
+              "is lost with it. Run this cell again to retry.")  # fmt: skip
         return False
+    return True
 
 
 class DriveSync:
@@ -61,28 +59,22 @@ class DriveSync:
         self.pending[marker] = replace
         for waiting, replaces in list(self.pending.items()):
             with self._tolerant():
-                self._upload(waiting, replaces)
+                self._upload(waiting, self.remote_path(waiting), replaces)
                 del self.pending[waiting]
         if self.last_error and not self.pending:
             print("Drive takes files again.")
             self.last_error = None
         return marker not in self.pending
 
-    def _upload(self, marker, replace):
-        self._check_mounted()
-        remote = self.remote_path(marker)
-        if not marker.exists():  # deleted meanwhile
-            return
-        if remote.exists():
-            if filecmp.cmp(marker, remote, shallow=False):
-                return
+    def _upload(self, marker, remote, replace):
+        if remote.exists() and not filecmp.cmp(marker, remote, shallow=False):
             if not replace:
-                folder = marker.parent
-                print(f"Drive has another finished {folder.name} and keeps it; this session's "
-                      f"stays in {folder}. RETRAIN replaces Drive's.")  # fmt: skip
+                print(f"Drive has another finished {marker.parent.name} and keeps it; this "
+                      f"session's stays in {marker.parent}. RETRAIN replaces Drive's.")  # fmt: skip
                 return
             remote.unlink()
-        self._copy_folder(marker, remote)
+        if not remote.exists():
+            self._copy_folder(marker, remote)
 
     def download(self, path):
         """Fetches a file that is on Drive and not here; a marker after the files it names."""
@@ -96,8 +88,7 @@ class DriveSync:
             except (FileNotFoundError, UserError) as error:
                 if error.__cause__:  # not Drive's fault: this machine's disk is full
                     raise
-                reason = getattr(error, "strerror", None) or error
-                print(f"{remote.parent} is damaged ({reason}): it is not used, and made again.")
+                print(f"{remote.parent} is damaged ({error}): it is not used, and made again.")
                 remote.unlink()
 
     def upload_state(self, path):
@@ -141,7 +132,7 @@ class DriveSync:
         """MyDrive, or the folder of shared drives, is there when Drive is. It is never made
         here: files in a made one would hide the real one."""
         if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
-            raise OSError(errno.ENOTCONN, "it is not mounted any more")
+            raise ConnectionError("it is not mounted any more")
 
     @contextlib.contextmanager
     def _tolerant(self):

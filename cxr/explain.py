@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from sklearn.neighbors import NearestNeighbors
 
+from cxr.cache import IMAGE_SIZE, downsample, read_image
 from cxr.files import UserError
-from cxr.images import IMAGE_SIZE, downsample, read_image
 
 
 def load_user_image(path):

@@ -1,13 +1,16 @@
-"""The figures that several notebooks share. Colours of classes are kept for classes."""
+"""The figures that notebooks share, and Annex 1. Colours of classes are kept for classes."""
 
+from itertools import pairwise
+
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+from cxr.cache import to_rgb
 from cxr.explain import hires_cam
-from cxr.images import to_rgb
-from cxr.index import CLASS_NAMES
+from cxr.source import CLASS_NAMES
 
 CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
@@ -100,3 +103,53 @@ def plot_prediction(model, pixels, num_classes, title):
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
     axes[2].set(xlim=(0, 1.25), xticks=[0, 0.5, 1], title="probability")
     return figure
+
+
+def _label(layer):
+    """What a layer is called in Annex 1; None for what is left out (activations, ...)."""
+    stride = " /2" if getattr(layer, "strides", (1,))[0] == 2 else ""
+    if isinstance(layer, keras.layers.Conv2D):
+        return f"{'x'.join(map(str, layer.kernel_size))}\n{layer.filters}{stride}"
+    kinds = {keras.layers.MaxPooling2D: "max", keras.layers.AveragePooling2D: "mean"}
+    return f"{kinds[type(layer)]}\npool{stride}" if type(layer) in kinds else None
+
+
+def _branches(start, end):
+    """The ways through a block, as lists of the layers that are drawn, both ends included."""
+    if end is start:
+        return [[start]]
+    above = [tensor._keras_history.operation for tensor in keras.tree.flatten(end.input)]
+    branches = [branch for source in above for branch in _branches(start, source)]
+    return [[*branch, end] for branch in branches] if _label(end) else branches
+
+
+def plot_inception(model):
+    """Annex 1 of the report, InceptionV3 drawn from the model itself (include_top=False): its stem
+    and eleven mixed blocks. Returns the Figure and how many convolutions are drawn."""
+    stem = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
+    ends = [stem, *(model.get_layer(f"mixed{number}") for number in range(11))]
+    figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
+    arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
+    convolutions = 0
+    for axis, start, end in zip(axes.flat, [model.layers[0], *ends], ends, strict=False):
+        columns, depth = {}, {}  # a layer of several branches stands in the middle of them
+        branches = [[x for x in way if x is not end] + [end] for way in _branches(start, end)]
+        for column, branch in enumerate(branches):
+            for row, layer in enumerate(branch):
+                columns.setdefault(layer, []).append(column)
+                depth[layer] = max(row, depth.get(layer, 0))
+        place = {layer: (np.mean(found), depth[layer]) for layer, found in columns.items()}
+        for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
+            axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
+        for layer, position in place.items():
+            name = "input" if layer is start else _label(layer) or "concat"
+            is_convolution = isinstance(layer, keras.layers.Conv2D)
+            colour = "#CFE8F7" if is_convolution else "#EEEEEE"
+            box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+            axis.text(*position, name, ha="center", va="center", fontsize=8, bbox=box)
+            convolutions += is_convolution
+        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(depth[end] + 0.5, -0.5))
+        name = "stem" if end is stem else end.name
+        axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
+        axis.axis("off")
+    return figure, convolutions

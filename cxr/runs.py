@@ -82,14 +82,13 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
     file names to DataFrames; `info` is what else run.json has to say.
     """
     folder, names = config.output_dir / name, list(tables or {})
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
     for file_name in names:
         with atomic_write(folder / file_name) as part:
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
         names.append("model.weights.h5")  # HDF5 can crash on a full disk
-        files.check_space(folder, 8 * model.count_params(), "The weights")
+        files.check_space(config.output_dir, 8 * model.count_params(), "The weights")
         with atomic_write(folder / "model.weights.h5") as part:
             _without_optimizer(model).save_weights(part)
     files.write_json(folder / "run.json", {
@@ -129,19 +128,17 @@ def load_run(config, name, images):
     is one, else the published one. UserError where there is neither, or where the user's is
     damaged or of other images than `images`."""
     if run := find_own_run(config, name):
-        if run.info["images"]["fingerprint"] != images.fingerprint:
-            raise UserError(
-                f"{display_path(run.folder)} was trained on {run.info['images']['name']}, this "
-                f"notebook works on {images.name}. Run its notebook again with RETRAIN ticked, or "
-                "set OUT (CXR_OUT) to another folder."
-            )
-        print(f"{name}: your own run in {display_path(run.folder)}")
+        folder, trained = display_path(run.folder), run.info["images"]
+        if trained["fingerprint"] != images.fingerprint:
+            others = f"{folder} was trained on {trained['name']}, not on {images.name}"
+            raise UserError(f"{others}: run its notebook again with RETRAIN ticked.")
+        print(f"{name}: your own run in {folder}")
     elif run := find_published_run(name):
         print(f"{name}: the published run (you have none of your own)")
         warn_other_images(run, images)
     else:
-        raise UserError(f"{name} is neither in {display_path(config.output_dir)} nor published: "
-                        f"run its notebook first.")  # fmt: skip
+        folder = display_path(config.output_dir)
+        raise UserError(f"{name} is neither in {folder} nor published: run its notebook first.")
     return run
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cxr.files import PROJECT, UserError, checksum
-from cxr.index import CLASS_NAMES, SOURCE_SPLITS, read_metadata
+from cxr.source import CLASS_NAMES, SOURCE_SPLITS, read_metadata
 
 SEED, TRAIN_IMAGES, FULL_IMAGES = 0, 640, 5856
 SIZE, TOLERANCE = (224, 224), 2  # pixels; grey levels
