@@ -41,12 +41,11 @@ def one_hot(rows, num_classes):
 
 def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
     """tf.data.Dataset of (float32 (batch, 224, 224, 3) in [0, 1], or (batch, *features' shape);
-    one-hot float32 (batch, classes)). Only images under way are ever in memory as floats.
+    one-hot float32 (batch, 2 or 3 classes)). Only images under way are in memory as floats.
 
     Args:
         source: `ImageCache` for pixels, `FrozenFeatures` for what a network made of them.
         rows: the rows of `metadata` to use, in this order; the last batch may be smaller.
-        num_classes, batch_size: 2 or 3 classes; images per batch.
         shuffle: `EpochShuffle` for a new order every epoch (and, of features, new flips: pixels
             are flipped by the model's own layer); None to keep the order.
     """
@@ -66,12 +65,9 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
             yield source.read(numbers[chosen], *flipped), labels[chosen]
 
     def to_floats(values, label):
-        values = tf.cast(values, tf.float32)
-        if is_pixels:
-            values /= 255.0
-            if values.shape.rank == 3:  # grey: three equal channels
-                values = tf.image.grayscale_to_rgb(values[..., tf.newaxis])
-        return values, label
+        if is_pixels and values.shape.rank == 3:  # grey: three equal channels
+            values = tf.image.grayscale_to_rgb(values[..., tf.newaxis])
+        return tf.cast(values, tf.float32) / (255.0 if is_pixels else 1.0), label
 
     shape, dtype = (source.pixels.shape[1:], tf.uint8) if is_pixels else (source.shape, tf.float16)
     signature = (tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None, num_classes)))
@@ -86,10 +82,8 @@ class FrozenFeatures:
     the same training as with the frozen part inside the model.
 
     Args:
-        config, images: `Config`, `ImageCache`.
-        rows: of `images.metadata`, the training and validation images at least.
-        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features of some
-            `shape`; it is run in inference mode.
+        config, images, rows: `Config`, `ImageCache`, the rows of its metadata that will be used.
+        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features of some `shape`.
         name: for the progress bar and for `path`, a float16 .npy file, (images, 2, *shape).
     """
 
