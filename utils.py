@@ -28,10 +28,9 @@ from cxr.figures import (
 from cxr.files import PROJECT, UserError
 from cxr.pipeline import EpochShuffle, FrozenFeatures, make_dataset, one_hot
 from cxr.reference import (
-    compare_with_report, images_with_most_seeds, published_histories, published_runs,
+    REPORTED, compare_with_report, images_with_most_seeds, published_histories, published_runs,
     sensitivity_table,
 )  # fmt: skip
-from cxr.reported import REPORTED
 from cxr.runs import ModelRun, find_published_run, load_run, run_name
 from cxr.runs import save_run as save_facts
 from cxr.source import CLASS_NAMES, SOURCE_SPLITS, parse_name

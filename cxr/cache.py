@@ -37,12 +37,9 @@ def downsample(pixels):
 
 def read_image(path):
     """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
-    interpolation="nearest")` does (report, section I).
-
-    Returns (pixels, size, mode): uint8 (224, 224), or (224, 224, 3) where the channels differ;
-    (width, height) and Pillow's mode of the original. An exception's message says why a file
-    cannot be used.
-    """
+    interpolation="nearest")` does (report, section I). Returns (pixels, size, mode): uint8
+    (224, 224), or (224, 224, 3) where the channels differ; (width, height) and Pillow's mode of the
+    original. An exception's message says why a file cannot be used."""
     with Image.open(path) as image:
         width, height = image.size
         if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
@@ -59,7 +56,7 @@ def read_image(path):
 
 @dataclasses.dataclass(frozen=True)
 class ImageCache:
-    """The whole data set, decoded and resized once."""
+    """The whole data set, decoded and resized."""
 
     metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height, mode
     pixels: np.memmap  # uint8, (images, 224, 224), or with a last axis of 3 for colour; row by row
@@ -73,8 +70,8 @@ class ImageCache:
     @property
     def name(self):
         """The source in words, with no path of this machine."""
-        names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
-        return names.get(self.source, f"the folder {self.label}")
+        words = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
+        return words.get(self.source, f"the folder {self.label}")
 
     @property
     def is_resized(self):
@@ -94,20 +91,17 @@ class ImageCache:
 
 
 def load_images(config, need_files=False):
-    """Finds, checks and caches the images, or maps the array an earlier run cached.
-
-    The array is found again by names, sizes and times of the files; the sample by its manifest and
-    a downloaded set by name, so that a new Colab session downloads only if `need_files`. Returns an
-    `ImageCache`; UserError where nothing is found, or for files that cannot be used (all of them).
-    """
+    """Finds, checks and caches the images, or maps the array an earlier run cached: found again by
+    names, sizes and times of the files, the sample by its manifest, and a downloaded set by name,
+    so that a new Colab session downloads only if `need_files`. Returns an `ImageCache`; UserError
+    where nothing is found, or for files that cannot be used (all of them)."""
     started = time.perf_counter()
     root, source = find_images(config.data, download=need_files)
     folder = config.cache_dir / f"images-{_key(root, source)}"
     if config.drive:
         config.drive.download(folder / "info.json")
     if not (images := _open_cache(folder, root)):
-        root = root or find_images(config.data)[0]
-        _build_cache(folder, root, source)
+        _build_cache(folder, root := root or find_images(config.data)[0], source)
         images = _open_cache(folder, root)
         if config.drive:
             config.drive.upload(folder / "info.json")
@@ -123,12 +117,12 @@ def _key(root, source):
         return "kaggle-2"
     if source == "sample":  # just checked to the byte
         return f"sample-{checksum(root / 'manifest.csv')[:16]}"
-    digest = hashlib.sha256()
+    lines = ""
     for file in read_metadata(root)["file"]:
         with contextlib.suppress(OSError):  # a broken link: reported by name when it is read
             status = os.stat(root / file)
-            digest.update(f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+            lines += f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n"
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _open_cache(folder, root):
@@ -166,9 +160,8 @@ def _build_cache(folder, root, source):
         found = pool.map(read, metadata["file"])
         results = list(files.progress(found, "reading images", len(metadata)))
     if unusable := [result for result in results if isinstance(result, str)]:
-        raise UserError(f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:\n  "
-                        + "\n  ".join(unusable) + "\nFetch them again (data/README.md), or move "
-                        "them out of the folder.")  # fmt: skip
+        lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
+        raise UserError("\n  ".join(lines) + "\nFetch these again (data/README.md) or remove them.")
     arrays, sizes, modes = zip(*results, strict=True)
     colour = any(pixels.ndim == 3 for pixels in arrays)
     pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr import quiet_stderr
-from cxr.drive import DRIVE, DriveSync, in_colab, mount
+from cxr.drive import DRIVE, DriveSync, mount
 from cxr.files import PROJECT, UserError, display_path
 
 COLAB_OUTPUT = Path("/content/cxr_output")  # Colab's own disk: fast, and lost with the session
@@ -91,7 +92,7 @@ def setup(data="", mode="", seed="", out=""):
     )
     if not (config.quick or processors):
         faster = "MODE = quick takes a minute"
-        if in_colab():
+        if "google.colab" in sys.modules:
             faster = "Faster: Runtime > Change runtime type > T4 GPU, then run all again"
         elif KAGGLE_WORKING.is_dir():
             faster = "Faster: Settings > Accelerator, then run all again"
@@ -102,7 +103,8 @@ def setup(data="", mode="", seed="", out=""):
 def _output_folder(setting):
     """(the folder that is worked in, the `DriveSync` that copies it or None)."""
     folder = Path(setting).expanduser().absolute() if setting else None
-    if in_colab() and (folder is None or DRIVE in folder.parents):
+    in_colab = "google.colab" in sys.modules  # Colab imports it before the first cell
+    if in_colab and (folder is None or DRIVE in folder.parents):
         remote = folder or DRIVE_OUTPUT
         local = COLAB_OUTPUT / remote.relative_to(DRIVE)
         return local, DriveSync(local, remote) if mount() else None

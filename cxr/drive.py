@@ -7,7 +7,6 @@ the marker is copied last, in both directions. Nothing that fails on Drive stops
 import contextlib
 import filecmp
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -15,11 +14,6 @@ from cxr.files import UserError, atomic_write, checksum, read_json
 
 DRIVE = Path("/content/drive")
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
-
-
-def in_colab():
-    """Whether this is a Colab session: it has imported google.colab before the first cell."""
-    return "google.colab" in sys.modules
 
 
 def mount():
@@ -100,11 +94,6 @@ class DriveSync:
                 self.remote_path(path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, self.remote_path(path))
             self.state_copied = time.monotonic()
-
-    def delete(self, path):
-        """Deletes Drive's copy of a file."""
-        with self._tolerant():
-            self.remote_path(path).unlink(missing_ok=True)
 
     def _copy_folder(self, source, target):
         """Copies the files that a marker names, and then the marker."""

@@ -26,14 +26,12 @@ plt.rcParams.update({
 def show_images(images, rows, titles, columns=6):
     """A grid of cached images: `rows` of `images.metadata`, with one title each."""
     lines = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(1.35 * columns, 1.6 * lines), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, number, title in zip(axes.flat, rows.index, titles, strict=False):
+    figure = plt.figure(figsize=(1.35 * columns, 1.6 * lines), layout="constrained")
+    for place, (number, title) in enumerate(zip(rows.index, titles, strict=True), start=1):
+        axis = figure.add_subplot(lines, columns, place)
         axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=7)
+        axis.axis("off")
     return figure
 
 
@@ -41,21 +39,19 @@ def plot_history(history, reported_epochs, title):
     """Loss and accuracy of training and validation (report, Figs. 4, 6, 9, 12) over the epochs of
     a `TrainingCheckpoint.history`; `reported_epochs` is where the report's training stopped."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    best, last = history.loc[history["val_loss"].idxmin(), "epoch"], len(history)
+    epochs, last, best = history["epoch"], len(history), history["val_loss"].idxmin() + 1
     stops = {
-        f"weights kept: epoch {best:.0f}": (best, VALIDATION, "-"),
+        f"weights kept: epoch {best}": (best, VALIDATION, "-"),
         f"this run stopped: epoch {last}": (last, "black", "-"),
         f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
     }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        lines = history.set_index("epoch")[[name, f"val_{name}"]]
-        lines.columns = "training", "validation"
-        lines.plot(ax=axis, style=["-o", "--s"], color=[TRAINING, VALIDATION], markersize=3)
+        axis.plot(epochs, history[name], "-o", ms=3, color=TRAINING, label="training")
+        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color=VALIDATION, label="validation")
         for label, (epoch, colour, style) in stops.items():
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
-        axis.set(ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
+        axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.get_legend().remove()
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(title)

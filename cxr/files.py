@@ -28,8 +28,8 @@ def display_path(path):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Gives a temporary path beside `path`, of the same ending, that takes its name only when the
-    block succeeds. UserError where the disk is full; nothing half-written is left."""
+    """Gives a temporary path beside `path` that takes its name only when the block succeeds.
+    UserError where the disk is full; nothing half-written is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
@@ -52,8 +52,8 @@ def atomic_write(path):
 def check_space(folder, size, what):
     """Raises UserError unless `folder` has room for `size` bytes of `what`."""
     if shutil.disk_usage(folder).free < size:
-        what = f"{what} takes {size / 1e6:.0f} MB in {folder}"
-        raise UserError(f"{what}, more than is free. {_MORE_SPACE}")
+        needs = f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free"
+        raise UserError(f"{needs}. {_MORE_SPACE}")
 
 
 def checksum(path):

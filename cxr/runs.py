@@ -17,8 +17,8 @@ STATE = "training.npz"  # of a run that is not finished, see cxr/training.py
 
 
 def run_name(name, **choices):
-    """The folder name of a run: choices other than DEFAULTS are part of it, so that runs with
-    different ones are kept apart ("05_cnn1_transfer-dropout-0.5-patience-10")."""
+    """The folder name of a run: choices other than DEFAULTS are part of it, which keeps runs apart
+    ("05_cnn1_transfer-dropout-0.5-patience-10")."""
     changed = [f"-{key}-{choices[key]:g}" for key in DEFAULTS if choices[key] != DEFAULTS[key]]
     return name + "".join(changed)
 
@@ -76,11 +76,8 @@ def _without_optimizer(model):
 
 def save_run(config, name, images, model=None, tables=None, replace=True, **info):
     """Writes a run's files, here and on Drive. run.json comes last: a run is there when it is, and
-    one that was there before is replaced only now; on Drive only if `replace`.
-
-    `name` is the folder's ("02_cnn1_2class"), `model` gives model.weights.h5, `tables` maps other
-    file names to DataFrames; `info` is what else run.json has to say.
-    """
+    one that was there before is replaced only now; on Drive only if `replace`. `model` gives
+    model.weights.h5, `tables` maps file names to DataFrames, `info` is what else run.json says."""
     folder, names = config.output_dir / name, list(tables or {})
     (folder / "run.json").unlink(missing_ok=True)
     for file_name in names:
@@ -103,12 +100,12 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
     })  # fmt: skip
     (folder / STATE).unlink(missing_ok=True)
     if config.drive and config.drive.upload(folder / "run.json", replace):
-        config.drive.delete(folder / STATE)
+        with contextlib.suppress(OSError):
+            config.drive.remote_path(folder / STATE).unlink()
 
 
 def find_own_run(config, name):
-    """The user's own finished run of this name as `ModelRun`, fetched from Drive where it is only
-    there; or None."""
+    """The user's own finished run of this name as `ModelRun`, also from Drive; or None."""
     path = config.output_dir / name / "run.json"
     if config.drive:
         config.drive.download(path)
@@ -124,14 +121,13 @@ def find_published_run(name, need_weights=False):
 
 
 def load_run(config, name, images):
-    """An earlier notebook's run, as `ModelRun`: this user's own of the same mode and seed if there
-    is one, else the published one. UserError where there is neither, or where the user's is
-    damaged or of other images than `images`."""
+    """An earlier notebook's run, as `ModelRun`: this user's own of the same mode and seed, else the
+    published one. UserError where there is neither, or the user's is damaged or of other images."""
     if run := find_own_run(config, name):
         folder, trained = display_path(run.folder), run.info["images"]
         if trained["fingerprint"] != images.fingerprint:
             others = f"{folder} was trained on {trained['name']}, not on {images.name}"
-            raise UserError(f"{others}: run its notebook again with RETRAIN ticked.")
+            raise UserError(f"{others}: tick RETRAIN there, or set another OUT (CXR_OUT).")
         print(f"{name}: your own run in {folder}")
     elif run := find_published_run(name):
         print(f"{name}: the published run (you have none of your own)")

@@ -42,12 +42,9 @@ def find_root(folder):
 
 
 def find_images(data, download=True):
-    """Finds the data set; never falls back to anything in silence.
-
-    `data` is the setting CXR_DATA (`Config.data`). Returns (root, source): the folder that holds
-    train/, val/ and test/, None where only the download is left and not wanted; and "sample",
-    "folder" or "kaggle" (version 2 as downloaded). UserError lists what was tried, and ways out.
-    """
+    """Finds the data set that `data` (`Config.data`) names, and no other. Returns (root, source):
+    the folder that holds train/, val/ and test/, None where only the download is left and not
+    wanted; and "sample", "folder" or "kaggle". UserError lists what was tried, and ways out."""
     if data == "sample":
         check_sample()
         return SAMPLE, "sample"
@@ -86,9 +83,8 @@ def _download(tried):
         tried.append(f"download with kagglehub: {kinds[0]}, HTTP status {status}: {hint}")
         return None
     if not (root := find_root(folder)):
-        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete that "
-                     "folder and run this cell again; if Colab mounted it, set "
-                     "DISABLE_COLAB_CACHE=1 first")  # fmt: skip
+        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete it, "
+                     "or if Colab mounted it, set DISABLE_COLAB_CACHE=1; try again")  # fmt: skip
     return root
 
 
@@ -105,9 +101,9 @@ def check_sample():
         if found.get(name) != expected.get(name):
             problems.append(f"{name}: {reason if name in found else 'missing'}")
     if problems:
-        raise UserError(f"data/sample is not as it was published ({len(problems)}):\n  "
-                        + "\n  ".join(problems) + "\nRestore it: git checkout data/sample, or "
-                        "fetch the project again.")  # fmt: skip
+        lines = f"data/sample is not as it was published ({len(problems)}):", *problems
+        hint = "Restore it: git checkout data/sample, or fetch the project again."
+        raise UserError("\n  ".join(lines) + f"\n{hint}")
 
 
 def parse_name(kind, name):
@@ -120,28 +116,23 @@ def parse_name(kind, name):
 
 
 def read_metadata(root):
-    """One row per image, from folder and file names alone.
-
-    Returns a DataFrame, sorted by `file`, of strings: file (relative to `root`, with slashes),
-    source_split (Kaggle's folder), class2 and class3 (names from CLASS_NAMES), series (bacteria,
-    virus, IM or NORMAL2-IM) and patient: series and number, because each series counts anew.
-    UserError lists all folders that are missing or empty and all names of an unknown form.
-    """
+    """One row per image, from names alone: a DataFrame of strings, sorted by file (relative to
+    `root`, with slashes), source_split (Kaggle's folder), class2 and class3 (of CLASS_NAMES),
+    series (bacteria, virus, IM or NORMAL2-IM) and patient: series and number, because each series
+    counts anew. UserError lists all folders without images and all names of an unknown form."""
     rows, problems = [], []
     for split, kind in product(SOURCE_SPLITS, KINDS):
         names = sorted(path.name for path in Path(root, split, kind).glob("[!.]*"))
-        if not names:
-            problems.append(f"{split}/{kind}: missing or empty folder")
+        problems += [] if names else [f"{split}/{kind}: missing or empty folder"]
         for name in names:
-            file = f"{split}/{kind}/{name}"
-            if parsed := parse_name(kind, name):
-                class3, series, number = parsed
-                rows.append((file, split, kind.lower(), class3, series, f"{series}-{number}"))
-            else:
+            file, parsed = f"{split}/{kind}/{name}", parse_name(kind, name)
+            if not parsed:
                 problems.append(f"{file}: not a name of this data set")
+                continue
+            class3, series, number = parsed
+            rows.append((file, split, kind.lower(), class3, series, f"{series}-{number}"))
     if problems:
-        raise UserError("\n  ".join([f"{root} is not the data set in Kaggle's layout:", *problems])
-                        + "\nFetch it again as data/README.md says, or move what does not belong "
-                        "there.")  # fmt: skip
+        lines = f"{root} is not the data set in Kaggle's layout:", *problems
+        raise UserError("\n  ".join(lines) + "\nFetch it again (data/README.md), or mend this.")
     columns = ["file", "source_split", "class2", "class3", "series", "patient"]
     return pd.DataFrame(sorted(rows), columns=columns)

@@ -9,8 +9,7 @@ import pytest
 import utils
 from cxr import runs
 from cxr.cache import KNOWN_TEST_IMAGES
-from cxr.reference import MAIN_IMAGES
-from cxr.reported import KAGGLE_COUNTS, REPORTED
+from cxr.reference import KAGGLE_COUNTS, MAIN_IMAGES, REPORTED
 from cxr.runs import RESULTS, WEIGHTS, ModelRun
 from cxr.source import CLASS_NAMES, parse_name
 
