@@ -52,23 +52,28 @@ class DriveSync:
         is overwritten only if `replace`. Returns whether nothing is left to do."""
         self.pending[marker] = replace
         for waiting, replaces in list(self.pending.items()):
+            remote = self.remote_path(waiting)
             with self._tolerant():
-                self._upload(waiting, self.remote_path(waiting), replaces)
+                differs = remote.exists() and not filecmp.cmp(waiting, remote, shallow=False)
+                if differs and not replaces:
+                    print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
+                          f"session's stays in {waiting.parent}. RETRAIN replaces it.")  # fmt: skip
+                elif differs or not remote.exists():
+                    remote.unlink(missing_ok=True)
+                    self._copy_folder(waiting, remote)
                 del self.pending[waiting]
         if self.last_error and not self.pending:
             print("Drive takes files again.")
             self.last_error = None
         return marker not in self.pending
 
-    def _upload(self, marker, remote, replace):
-        if remote.exists() and not filecmp.cmp(marker, remote, shallow=False):
-            if not replace:
-                print(f"Drive has another finished {marker.parent.name} and keeps it; this "
-                      f"session's stays in {marker.parent}. RETRAIN replaces Drive's.")  # fmt: skip
-                return
-            remote.unlink()
-        if not remote.exists():
-            self._copy_folder(marker, remote)
+    def upload_state(self, path):
+        """Copies the state of a running training now and then, over the old copy: Drive's bin
+        would keep every replaced file."""
+        if time.monotonic() - self.state_copied > STATE_INTERVAL:
+            with self._tolerant():
+                self._copy(path, self.remote_path(path), write=contextlib.nullcontext)
+            self.state_copied = time.monotonic()
 
     def download(self, path):
         """Fetches a file that is on Drive and not here; a marker after the files it names."""
@@ -85,16 +90,6 @@ class DriveSync:
                 print(f"{remote.parent} is damaged ({error}): it is not used, and made again.")
                 remote.unlink()
 
-    def upload_state(self, path):
-        """Copies the state of a running training now and then, over the old copy: Drive's bin
-        would keep every replaced file."""
-        if time.monotonic() - self.state_copied > STATE_INTERVAL:
-            with self._tolerant():
-                self._check_mounted()
-                self.remote_path(path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, self.remote_path(path))
-            self.state_copied = time.monotonic()
-
     def _copy_folder(self, source, target):
         """Copies the files that a marker names, and then the marker."""
         failed = None
@@ -107,21 +102,18 @@ class DriveSync:
             raise failed
         self._copy(source, target)
 
-    def _copy(self, source, target, expected=None):
-        """Copies a file, and sees that its checksum is `expected`."""
-        self._check_mounted()  # else writing would make folders under the mount point
+    def _copy(self, source, target, expected=None, write=atomic_write):
+        """Copies a file, and sees that its checksum is `expected`. MyDrive, or the folder of shared
+        drives, is never made here: files in a made one would hide the real one."""
+        if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
+            raise ConnectionError("it is not mounted any more")
         if target.exists() and filecmp.cmp(source, target, shallow=False):
             return
-        with atomic_write(target) as part:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with write(target) as part:
             shutil.copyfile(source, part)
             if expected and checksum(part) != expected:
                 raise UserError(f"{source.name} is not what it was")
-
-    def _check_mounted(self):
-        """MyDrive, or the folder of shared drives, is there when Drive is. It is never made
-        here: files in a made one would hide the real one."""
-        if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
-            raise ConnectionError("it is not mounted any more")
 
     @contextlib.contextmanager
     def _tolerant(self):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -91,8 +92,7 @@ def damaged(path):
     return UserError(f"{display_path(path)} is missing or damaged: {hint}.")
 
 
-def progress(items, description, total=None, unit="image"):
-    """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
-    seconds = 0.5 if sys.stdout.isatty() or "ipykernel" in sys.modules else 15
-    return tqdm(items, description, total, file=sys.stdout, ncols=88, ascii=" .:#",
-                unit=unit, mininterval=seconds, leave=False)  # fmt: skip
+# A progress bar on stdout, redrawn rarely, because in a log every one is a line.
+progress = functools.partial(
+    tqdm, file=sys.stdout, ncols=88, ascii=" .:#", unit="image", mininterval=2, leave=False
+)
