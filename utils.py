@@ -34,7 +34,7 @@ from cxr.reference import (
 from cxr.runs import ModelRun, find_published_run, load_run, run_name
 from cxr.runs import save_run as save_facts
 from cxr.source import CLASS_NAMES, SOURCE_SPLITS, parse_name
-from cxr.training import TestAccuracy, TrainingCheckpoint
+from cxr.training import TrainingCheckpoint
 
 QUICK_TRAINING_IMAGES = 640  # of Kaggle's 5,216: as many as data/sample holds
 

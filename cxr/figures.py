@@ -1,5 +1,6 @@
 """The figures that notebooks share, and Annex 1. Colours of classes are kept for classes."""
 
+import re
 from itertools import pairwise
 
 import keras
@@ -123,11 +124,11 @@ def plot_inception(model):
     """Annex 1 of the report, InceptionV3 drawn from the model itself (include_top=False): its stem
     and eleven mixed blocks. Returns the Figure and how many convolutions are drawn."""
     stem = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
-    ends = [stem, *(model.get_layer(f"mixed{number}") for number in range(11))]
+    blocks = {"stem": stem} | {x.name: x for x in model.layers if re.fullmatch(r"mixed\d+", x.name)}
     figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
     arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
-    convolutions = 0
-    for axis, start, end in zip(axes.flat, [model.layers[0], *ends], ends, strict=False):
+    start, convolutions = model.layers[0], 0
+    for axis, (name, end) in zip(axes.flat, blocks.items(), strict=True):
         columns, depth = {}, {}  # a layer of several branches stands in the middle of them
         branches = [[x for x in way if x is not end] + [end] for way in _branches(start, end)]
         for column, branch in enumerate(branches):
@@ -138,14 +139,13 @@ def plot_inception(model):
         for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
             axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
         for layer, position in place.items():
-            name = "input" if layer is start else _label(layer) or "concat"
-            is_convolution = isinstance(layer, keras.layers.Conv2D)
-            colour = "#CFE8F7" if is_convolution else "#EEEEEE"
+            text = "input" if layer is start else _label(layer) or "concat"
+            colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
             box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
-            axis.text(*position, name, ha="center", va="center", fontsize=8, bbox=box)
-            convolutions += is_convolution
+            axis.text(*position, text, ha="center", va="center", fontsize=8, bbox=box)
         axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(depth[end] + 0.5, -0.5))
-        name = "stem" if end is stem else end.name
         axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
         axis.axis("off")
+        convolutions += sum(isinstance(layer, keras.layers.Conv2D) for layer in place)
+        start = end
     return figure, convolutions

@@ -14,21 +14,6 @@ FINISHED = 10**6  # an epoch beyond any: `fit` has nothing left to do
 _COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
 
 
-class TestAccuracy(keras.callbacks.Callback):
-    """Adds `test_accuracy` to every epoch's record, for a look back at the stopping rules. Nothing
-    in the training sees it. Comes before `TrainingCheckpoint`, which keeps the record."""
-
-    __test__ = False  # not a test for pytest
-
-    def __init__(self, test_data):
-        super().__init__()
-        self.test_data = test_data
-
-    def on_epoch_end(self, epoch, logs=None):
-        result = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
-        logs["test_accuracy"] = result["accuracy"]
-
-
 class TrainingCheckpoint(keras.callbacks.Callback):
     """Keeps a training's whole state after every epoch, and goes on from it: the variables of model
     (random state included) and optimizer, the best weights, early stopping's counters, the history,
@@ -57,11 +42,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
         return pd.DataFrame(self.rows)
 
-    def restore(self, model):
-        """Puts back what there is, the published run, a finished one, or an interrupted training,
-        into a compiled model; returns the epoch to go on from, for `fit`'s `initial_epoch`.
-        UserError where the finished run has other settings or images."""
-        self.settings, name = self._describe(model), self.name
+    def restore(self, model, test_data=None):
+        """Puts back what there is, the published run, a finished one or an interrupted training,
+        into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
+        finished run has other settings or images. With `test_data` the history gets
+        `test_accuracy`, for a look back at the stopping rules; nothing in the training sees it."""
+        self.settings, self.test_data, name = self._describe(model), test_data, self.name
         if self.use_published:
             words = "the published run, not trained here"
             if not (run := find_published_run(name, need_weights=True)):
@@ -118,8 +104,11 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds, stopping = round(time.perf_counter() - self.began, 2), self.early_stopping
-        measures = {name: float(value) for name, value in logs.items()}
+        if self.test_data:
+            test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
+            logs["test_accuracy"] = test["accuracy"]
+        measures, stopping = {k: float(logs[k]) for k in logs}, self.early_stopping
+        seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
         variables = [*self.model.variables, *self.model.optimizer.variables]
         arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
