@@ -66,23 +66,9 @@ class ImageCache:
     test_fingerprint: str  # of the test images alone
     root: Path | None  # of the files; None in a Colab session that found the array on Drive
     folder: Path  # of the cached array
-
-    @property
-    def name(self):
-        """The source in words, with no path of this machine."""
-        words = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
-        return words.get(self.source, f"the folder {self.label}")
-
-    @property
-    def is_resized(self):
-        """Whether the set is a copy that somebody already brought to 224 x 224."""
-        return bool((self.metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
-
-    @property
-    def preparation(self):
-        """How the images became 224 x 224, in words: networks notice the difference."""
-        known = KNOWN_TEST_IMAGES.get(self.test_fingerprint[:12], "an unknown copy")
-        return known if self.is_resized else "nearest neighbours"
+    name: str  # the source in words, with no path of this machine
+    is_resized: bool  # whether the set is a copy that somebody already brought to 224 x 224
+    preparation: str  # how the images became 224 x 224: networks notice the difference
 
     def read(self, rows):
         """uint8 pixels of some rows (numbers), in memory. Mapped anew each time: what a map has
@@ -134,12 +120,17 @@ def _open_cache(folder, root):
                 raise UserError(f"{name} is not what was written")
         metadata = pd.read_csv(folder / "metadata.csv")
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        return ImageCache(metadata, pixels, root=root, folder=folder, **info)
     except FileNotFoundError:
         return None
     except (OSError, UserError) as error:
         print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
         return None
+    names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
+    info["name"] = names.get(info["source"], f"the folder {info['label']}")
+    info["is_resized"] = bool((metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
+    known = KNOWN_TEST_IMAGES.get(info["test_fingerprint"][:12], "an unknown copy")
+    info["preparation"] = known if info["is_resized"] else "nearest neighbours"
+    return ImageCache(metadata, pixels, root=root, folder=folder, **info)
 
 
 def _build_cache(folder, root, source):

@@ -27,6 +27,7 @@ class Config:
 
     data: str  # a folder, "kaggle", "sample", or "": look for a folder, else Kaggle
     mode: str  # "full" as the report trains, or "quick": the sample, a few epochs, same layers
+    quick: bool  # whether mode is "quick"
     seed: int  # of the split, the initial weights, the order and the flips
     output_dir: Path  # of runs; full and quick runs and other seeds never share one
     cache_dir: Path  # of cached images and frozen features
@@ -35,19 +36,12 @@ class Config:
     device: str  # what trains here, in words: "2 x Tesla T4" or "CPU, 2 cores"
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
-    @property
-    def quick(self):
-        """Whether this is quick mode."""
-        return self.mode == "quick"
-
 
 def setup(data="", mode="", seed="", out=""):
-    """Resolves the settings, seeds everything, and prints what this run stands on.
-
-    Each argument is a form field of the set-up cells: a string, where an empty one means the
-    environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the default.
-    Returns a `Config`; UserError for a setting that cannot be, or a folder that cannot be written.
-    """
+    """Resolves the settings, seeds everything, and prints what this run stands on. Each argument is
+    a form field of the set-up cells: a string, where an empty one means the environment variable
+    (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the default. Returns a `Config`;
+    UserError for a setting that cannot be, or a folder that cannot be written."""
 
     def setting(value, name, default):
         return str(value).strip() or os.environ.get(f"CXR_{name}", "").strip() or default
@@ -57,14 +51,21 @@ def setup(data="", mode="", seed="", out=""):
         raise UserError(f"MODE (CXR_MODE) is {mode!r}: say full or quick.")
     if not (seed.isdecimal() and len(seed) < 10):
         raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
-    out, drive = _output_folder(setting(out, "OUT", ""))
+    quick, in_kaggle = mode == "quick", KAGGLE_WORKING.is_dir()
+    in_colab = "google.colab" in sys.modules  # Colab imports it before the first cell
+    default = DRIVE_OUTPUT if in_colab else (KAGGLE_WORKING if in_kaggle else PROJECT) / "artifacts"
+    out, drive = Path(setting(out, "OUT", default)).expanduser().absolute(), None
+    if in_colab and DRIVE in out.parents:
+        remote, out = out, COLAB_OUTPUT / out.relative_to(DRIVE)
+        drive = DriveSync(out, remote) if mount() else None
     details, processors = tf.config.experimental.get_device_details, accelerators()
     names = [details(device).get("device_name", device.device_type) for device in processors]
     config = Config(
-        data=setting(data, "DATA", "sample" if mode == "quick" else ""),
+        data=setting(data, "DATA", "sample" if quick else ""),
         mode=mode,
+        quick=quick,
         seed=int(seed),
-        output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{int(seed)}",
+        output_dir=out / ("quick" if quick else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",
         drive=drive,
         inception=setting("", "INCEPTION_WEIGHTS", "imagenet"),
@@ -90,25 +91,11 @@ def setup(data="", mode="", seed="", out=""):
         f"Keras {keras.__version__}, NumPy {np.__version__}\ndevice   {config.device}\n"
         f"run      {config.mode} mode, seed {config.seed}\nresults  {where}"
     )
-    if not (config.quick or processors):
-        faster = "MODE = quick takes a minute"
-        if "google.colab" in sys.modules:
-            faster = "Faster: Runtime > Change runtime type > T4 GPU, then run all again"
-        elif KAGGLE_WORKING.is_dir():
-            faster = "Faster: Settings > Accelerator, then run all again"
+    if not (quick or processors):
+        faster = "Settings > Accelerator" if in_kaggle else "MODE = quick takes a minute"
+        faster = "Runtime > Change runtime type > T4 GPU" if in_colab else faster
         print("no GPU   training takes minutes to half an hour a notebook on 2 CPU cores.", faster)
     return config
-
-
-def _output_folder(setting):
-    """(the folder that is worked in, the `DriveSync` that copies it or None)."""
-    folder = Path(setting).expanduser().absolute() if setting else None
-    in_colab = "google.colab" in sys.modules  # Colab imports it before the first cell
-    if in_colab and (folder is None or DRIVE in folder.parents):
-        remote = folder or DRIVE_OUTPUT
-        local = COLAB_OUTPUT / remote.relative_to(DRIVE)
-        return local, DriveSync(local, remote) if mount() else None
-    return folder or (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None
 
 
 def accelerators():

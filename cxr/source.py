@@ -14,7 +14,7 @@ KAGGLE_HANDLE = f"{KAGGLE_NAME}/versions/2"
 KAGGLE_INPUT = Path("/kaggle/input")
 LOCAL_SET, SAMPLE = PROJECT / "data" / "chest_xray", PROJECT / "data" / "sample"
 CLASS_NAMES = {2: ("normal", "pneumonia"), 3: ("normal", "bacterial", "viral")}
-SOURCE_SPLITS, KINDS = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")  # Kaggle's folders
+SOURCE_SPLITS = ("train", "val", "test")  # Kaggle's folders, and in each of them:
 _NAMES = {
     "NORMAL": r"(?P<series>NORMAL2-IM|IM)-(?P<n>\d+)-\d+(-\d+)?\.(jpe?g|png)",
     "PNEUMONIA": r"person(?P<n>\d+)_(?P<series>bacteria|virus)_\d+(_\d+)?\.(jpe?g|png)",
@@ -25,8 +25,7 @@ _HINTS = {  # HTTP status, or kind of exception, the special ones first: request
     403: f"open https://www.kaggle.com/datasets/{KAGGLE_NAME}, sign in and accept its terms",
     429: "too many requests: wait a quarter of an hour",
     "ConnectionError": "no network (in a Kaggle notebook: Settings, Internet on)",
-    "Timeout": "the network is too slow at the moment; what has arrived is kept",
-    "RequestException": "Kaggle does not answer as it should; what has arrived is kept",
+    "RequestException": "the network or Kaggle is too slow at the moment; what has arrived is kept",
     "DataCorruptionError": "the download does not match its checksum and was deleted",
     "OSError": "look at the disk: 5 GB are needed. KAGGLEHUB_CACHE can name a folder on another",
 }
@@ -121,7 +120,7 @@ def read_metadata(root):
     series (bacteria, virus, IM or NORMAL2-IM) and patient: series and number, because each series
     counts anew. UserError lists all folders without images and all names of an unknown form."""
     rows, problems = [], []
-    for split, kind in product(SOURCE_SPLITS, KINDS):
+    for split, kind in product(SOURCE_SPLITS, _NAMES):
         names = sorted(path.name for path in Path(root, split, kind).glob("[!.]*"))
         problems += [] if names else [f"{split}/{kind}: missing or empty folder"]
         for name in names:

@@ -98,7 +98,7 @@ def http_error(status):
         (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
         (http_error(403), "403: .*accept its terms"),
         (http_error(429), "429: too many requests"),
-        (http_error(503), "503: Kaggle does not answer"),
+        (http_error(503), "503: the network or Kaggle is too slow"),
         (requests.exceptions.ConnectionError(MARK), "no network"),
         (requests.exceptions.ReadTimeout(MARK), "too slow .* what has arrived is kept"),
         (requests.exceptions.ChunkedEncodingError(MARK), "what has arrived is kept"),
