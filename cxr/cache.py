@@ -136,9 +136,7 @@ def _open_cache(folder, root):
 def _build_cache(folder, root, source):
     """Reads every file and writes array, metadata, info.json (last)."""
     metadata = read_metadata(root)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "info.json").unlink(missing_ok=True)
-    files.check_space(folder, len(metadata) * IMAGE_SIZE**2, "The cached array of images")
 
     def read(file):
         try:
@@ -147,18 +145,18 @@ def _build_cache(folder, root, source):
             reason = str(error).replace(str(root / file), "the file").replace("\n", " ")
             return f"{file}: {reason or type(error).__name__}"
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
-        found = pool.map(read, metadata["file"])
-        results = list(files.progress(found, "reading images", len(metadata)))
-    if unusable := [result for result in results if isinstance(result, str)]:
-        lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
-        raise UserError("\n  ".join(lines) + "\nFetch these again (data/README.md) or remove them.")
-    arrays, sizes, modes = zip(*results, strict=True)
-    colour = any(pixels.ndim == 3 for pixels in arrays)
-    pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
-    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
-    with atomic_write(folder / "pixels.npy") as part:
+    with atomic_write(folder / "pixels.npy", size=len(metadata) * IMAGE_SIZE**2) as part:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
+            found = pool.map(read, metadata["file"])
+            results = list(files.progress(found, "reading images", len(metadata)))
+        if unusable := [result for result in results if isinstance(result, str)]:
+            lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
+            raise UserError("\n  ".join(lines) + "\nFetch new ones (data/README.md) or move these.")
+        arrays, sizes, modes = zip(*results, strict=True)
+        colour = any(pixels.ndim == 3 for pixels in arrays)
+        pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
         np.save(part, pixels)
+    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
     with atomic_write(folder / "metadata.csv") as part:
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()

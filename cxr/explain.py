@@ -17,10 +17,8 @@ def load_user_image(path):
     try:
         return read_image(Path(path).expanduser())[0]
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be used ({error}). Give the path of a JPEG or PNG of a chest X-ray; in "
-            "Colab, drag the file into the Files pane at the left and copy its path from there."
-        ) from error
+        words = f"{path} cannot be used ({error}). Give the path of a JPEG or PNG; in Colab"
+        raise UserError(f"{words}, drag it into the Files pane and copy its path there.") from error
 
 
 def out_of_distribution_warnings(pixels, images, train):
@@ -41,16 +39,12 @@ def out_of_distribution_warnings(pixels, images, train):
 
 
 def hires_cam(model, pixels, class_number):
-    """Where a picture speaks for a class: HiResCAM (Draelos and Carin, 2020) at the feature maps
-    of the frozen network inside `model`, of notebook 04 or 05.
-
-    The maps are weighted by the gradient of the class's logit against the other classes'
-    (log-sum-exp); what speaks against the class is cut off. Grad-CAM would average that gradient
-    over each map, which suits networks that end in global average pooling, not in Flatten.
-
-    `pixels` is float32 (224, 224, 3) in [0, 1], `class_number` the position in CLASS_NAMES.
-    Returns float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
-    """
+    """Where `pixels`, float32 (224, 224, 3) in [0, 1], speak for a class (position in CLASS_NAMES):
+    float32 (224, 224), 0 to 1; 0 everywhere where nothing does. HiResCAM (Draelos and Carin, 2020)
+    at the feature maps of the frozen network inside `model`, of notebook 04 or 05: weighted by the
+    gradient of the class's logit against the other classes' (log-sum-exp); what speaks against the
+    class is cut off. Grad-CAM would average that gradient over each map, which suits networks that
+    end in global average pooling, not in Flatten."""
     frozen = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     *head, softmax = model.layers[model.layers.index(frozen) + 1 :]
     maps = frozen(pixels[None], training=False)

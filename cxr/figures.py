@@ -53,8 +53,7 @@ def plot_history(history, reported_epochs, title):
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8)
     figure.suptitle(title)
     return figure
 
@@ -88,13 +87,12 @@ def plot_prediction(model, pixels, num_classes, title):
     predicted = int(probabilities.argmax())
     heat = hires_cam(model, floats, predicted)
     figure, axes = plt.subplots(1, 3, figsize=(6, 2), layout="constrained")
-    for axis in axes[:2]:
+    for axis, name in zip(axes, (title, f"HiResCAM, {names[predicted]}"), strict=False):
         axis.imshow(floats)
+        axis.set_title(name)
         axis.axis("off")
     overlay = axes[1].imshow(heat, cmap="autumn_r", alpha=0.7 * heat, vmin=0, vmax=1)
     figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
-    axes[0].set_title(title)
-    axes[1].set_title(f"HiResCAM, {names[predicted]}")
     colours = [CLASS_COLOURS[name] for name in names[::-1]]
     bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)

@@ -28,10 +28,14 @@ def display_path(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path, size=0):
     """Gives a temporary path beside `path` that takes its name only when the block succeeds.
-    UserError where the disk is full; nothing half-written is left."""
+    UserError where the disk is full, or has no room for `size` bytes; nothing half-written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size:
+        needs = f"{path.name} takes {size / 1e6:.0f} MB in {path.parent}, more than is free"
+        raise UserError(f"{needs}. {_MORE_SPACE}")
     for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 3600:
@@ -48,13 +52,6 @@ def atomic_write(path):
         raise
     finally:
         part.unlink(missing_ok=True)
-
-
-def check_space(folder, size, what):
-    """Raises UserError unless `folder` has room for `size` bytes of `what`."""
-    if shutil.disk_usage(folder).free < size:
-        needs = f"{what} takes {size / 1e6:.0f} MB in {folder}, more than is free"
-        raise UserError(f"{needs}. {_MORE_SPACE}")
 
 
 def checksum(path):

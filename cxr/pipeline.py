@@ -9,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 from cxr.cache import ImageCache
-from cxr.files import atomic_write, check_space, progress
+from cxr.files import atomic_write, progress
 from cxr.source import CLASS_NAMES
 
 BATCH = 32  # images per step of a frozen network
@@ -77,9 +77,8 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
 
 
 class FrozenFeatures:
-    """The features of every image as it is and mirrored, a source for `make_dataset`. The frozen
-    part of notebooks 04 and 05 sees only these two versions: an epoch draws one of them per image,
-    the same training as with the frozen part inside the model.
+    """The features of all images as they are and mirrored, a source for `make_dataset`: an epoch
+    draws one of the two per image, the same training as with the frozen part inside the model.
 
     Args:
         config, images, rows: `Config`, `ImageCache`, the rows of its metadata that will be used.
@@ -92,26 +91,23 @@ class FrozenFeatures:
         self.rows = rows.sort_index()  # one file serves the splits of all seeds
         self.shape = tuple(frozen.output.shape[1:])
         digest = hashlib.sha256(f"{images.fingerprint} {','.join(self.rows['file'])}".encode())
-        for layer in frozen.layers:
-            if isinstance(layer, keras.layers.Rescaling):
-                digest.update(f"{layer.scale} {layer.offset}".encode())
+        rescaling = [x for x in frozen.layers if isinstance(x, keras.layers.Rescaling)]
+        digest.update("".join(f"{layer.scale} {layer.offset}" for layer in rescaling).encode())
         for weights in frozen.get_weights():
             digest.update(np.ascontiguousarray(weights))
         self.fingerprint = digest.hexdigest()[:16]
         self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
 
     def compute(self):
-        """Computes the features, or finds them in the cache. UserError where the disk has too
-        little room; the message says how much is needed."""
+        """Computes the features, or finds them in the cache. UserError where the disk is full."""
         shape, title = (len(self.rows), 2, *self.shape), f"features of {self.name}"
         with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
             if np.load(self.path, mmap_mode="r").shape == shape:
                 return
         size = 2 * int(np.prod(shape))
-        check_space(self.path.parent, size, f"The {title}")
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
         dataset = make_dataset(self.images, self.rows, 3, BATCH)
-        with atomic_write(self.path) as part, open(part, "wb") as file:
+        with atomic_write(self.path, size) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for pixels, _ in progress(dataset, title, unit="batch"):
                 both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)

@@ -14,6 +14,7 @@ from cxr.files import RESULTS, WEIGHTS, UserError, atomic_write, checksum, displ
 
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
 STATE = "training.npz"  # of a run that is not finished, see cxr/training.py
+_IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 
 
 def run_name(name, **choices):
@@ -84,15 +85,13 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
         with atomic_write(folder / file_name) as part:
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
-        names.append("model.weights.h5")  # HDF5 can crash on a full disk
-        files.check_space(config.output_dir, 8 * model.count_params(), "The weights")
-        with atomic_write(folder / "model.weights.h5") as part:
+        names.append("model.weights.h5")
+        size = 8 * model.count_params()  # HDF5 can crash on a full disk
+        with atomic_write(folder / "model.weights.h5", size) as part:
             _without_optimizer(model).save_weights(part)
     files.write_json(folder / "run.json", {
         "run": name, "seed": config.seed, "mode": config.mode,
-        "images": {"label": images.label, "name": images.name, "count": len(images.metadata),
-                   "preparation": images.preparation, "fingerprint": images.fingerprint,
-                   "test_fingerprint": images.test_fingerprint},
+        "images": {key: getattr(images, key) for key in _IMAGES} | {"count": len(images.metadata)},
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
                      "keras": keras.__version__, "numpy": np.__version__},
         "device": config.device, "seconds": round(time.monotonic() - config.started, 1),

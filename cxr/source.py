@@ -34,10 +34,8 @@ _HINTS = {  # HTTP status, or kind of exception, the special ones first: request
 def find_root(folder):
     """The folder that directly holds train/, val/ and test/, or None. Kaggle's archive nests them
     in chest_xray/, with a second copy in chest_xray/chest_xray/, which is left alone."""
-    for root in (Path(folder, *["chest_xray"] * depth) for depth in range(3)):
-        if any((root / split).is_dir() for split in SOURCE_SPLITS):
-            return root
-    return None
+    roots = [Path(folder, *["chest_xray"] * depth) for depth in range(3)]
+    return next((r for r in roots if any((r / split).is_dir() for split in SOURCE_SPLITS)), None)
 
 
 def find_images(data, download=True):
