@@ -18,10 +18,8 @@ from cxr.source import KAGGLE_HANDLE, find_images, read_metadata
 
 IMAGE_SIZE = 224  # pixels, the report's choice (section I)
 MAX_PIXELS, MIN_SIDE = 60_000_000, 32  # the largest original has 5 million
-KNOWN_TEST_IMAGES = {  # first 12 digits of a test set's fingerprint: how it was resized
-    "f077acf65801": "nearest neighbours",
-    "84de10644698": "a smoothed copy",
-}
+# The first 12 digits of a test set's fingerprint: how it was resized.
+KNOWN_TEST_IMAGES = {"f077acf65801": "nearest neighbours", "84de10644698": "a smoothed copy"}
 
 
 def to_rgb(pixels):
@@ -91,10 +89,9 @@ def load_images(config, need_files=False):
         images = _open_cache(folder, root)
         if config.drive:
             config.drive.upload(folder / "info.json")
-    print(
-        f"images   {len(images.metadata):,} from {images.name} (resized by {images.preparation}), "
-        f"fingerprint {images.fingerprint[:12]}, ready in {time.perf_counter() - started:.1f} s"
-    )
+    words = f"{len(images.metadata):,} from {images.name} (resized by {images.preparation})"
+    words += f", fingerprint {images.fingerprint[:12]}"
+    print(f"images   {words}, ready in {time.perf_counter() - started:.1f} s")
     return images
 
 

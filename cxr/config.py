@@ -86,11 +86,9 @@ def setup(data="", mode="", seed="", out=""):
         for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
             drive.upload(marker)  # what was made while Drive could not be reached
         where = drive.describe(config.output_dir)
-    print(
-        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, NumPy {np.__version__}\ndevice   {config.device}\n"
-        f"run      {config.mode} mode, seed {config.seed}\nresults  {where}"
-    )
+    versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
+    print(f"Python {platform.python_version()}, {versions}\ndevice   {config.device}")
+    print(f"run      {mode} mode, seed {config.seed}\nresults  {where}")
     if not (quick or processors):
         faster = "Settings > Accelerator" if in_kaggle else "MODE = quick takes a minute"
         faster = "Runtime > Change runtime type > T4 GPU" if in_colab else faster

@@ -1,8 +1,6 @@
-"""Copies on Google Drive of what a session wants to keep. Knows paths and bytes only.
-
-A folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256; so
-the marker is copied last, in both directions. Nothing that fails on Drive stops a notebook.
-"""
+"""Copies on Google Drive. Knows paths and bytes only; nothing that fails there stops a notebook. A
+folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256: it is
+copied last, in both directions."""
 
 import contextlib
 import filecmp

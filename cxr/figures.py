@@ -127,13 +127,12 @@ def plot_inception(model):
     arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
     start, convolutions = model.layers[0], 0
     for axis, (name, end) in zip(axes.flat, blocks.items(), strict=True):
-        columns, depth = {}, {}  # a layer of several branches stands in the middle of them
         branches = [[x for x in way if x is not end] + [end] for way in _branches(start, end)]
-        for column, branch in enumerate(branches):
-            for row, layer in enumerate(branch):
-                columns.setdefault(layer, []).append(column)
-                depth[layer] = max(row, depth.get(layer, 0))
-        place = {layer: (np.mean(found), depth[layer]) for layer, found in columns.items()}
+        place = {}  # a layer of several branches stands in the middle of them
+        for layer in {layer for branch in branches for layer in branch}:
+            spots = [(column, b.index(layer)) for column, b in enumerate(branches) if layer in b]
+            columns, rows = zip(*spots, strict=True)
+            place[layer] = np.mean(columns), max(rows)
         for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
             axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
         for layer, position in place.items():
@@ -141,7 +140,7 @@ def plot_inception(model):
             colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
             box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
             axis.text(*position, text, ha="center", va="center", fontsize=8, bbox=box)
-        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(depth[end] + 0.5, -0.5))
+        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(place[end][1] + 0.5, -0.5))
         axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
         axis.axis("off")
         convolutions += sum(isinstance(layer, keras.layers.Conv2D) for layer in place)

@@ -89,7 +89,5 @@ def damaged(path):
     return UserError(f"{display_path(path)} is missing or damaged: {hint}.")
 
 
-# A progress bar on stdout, redrawn rarely, because in a log every one is a line.
-progress = functools.partial(
-    tqdm, file=sys.stdout, ncols=88, ascii=" .:#", unit="image", mininterval=2, leave=False
-)
+# A progress bar, redrawn rarely, because in a log every one is a line.
+progress = functools.partial(tqdm, file=sys.stdout, ncols=88, mininterval=2, leave=False)

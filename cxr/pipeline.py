@@ -109,7 +109,7 @@ class FrozenFeatures:
         dataset = make_dataset(self.images, self.rows, 3, BATCH)
         with atomic_write(self.path, size) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for pixels, _ in progress(dataset, title, unit="batch"):
+            for pixels, _ in progress(dataset, title):
                 both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
                 result = self.frozen.predict_on_batch(both).astype("<f2")
                 file.write(np.stack(np.split(result, 2), axis=1).tobytes())

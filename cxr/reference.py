@@ -56,12 +56,10 @@ def published_histories(runs):
 def stopping_epoch(losses, patience):
     """(last, best): the epoch, from 1, at which early stopping ends on these validation losses,
     and the epoch of the lowest one until then."""
-    best = 0
-    for epoch, loss in enumerate(losses):
-        best = epoch if loss < losses[best] else best
-        if epoch - best >= patience:
-            break
-    return epoch + 1, best + 1
+    losses = list(losses)
+    lowest = [min(range(n + 1), key=losses.__getitem__) for n in range(len(losses))]  # until then
+    last = next((n for n, best in enumerate(lowest) if n - best >= patience), len(losses) - 1)
+    return last + 1, lowest[last] + 1
 
 
 def sensitivity_table(notebook, images):

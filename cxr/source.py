@@ -45,9 +45,8 @@ def find_images(data, download=True):
     if data == "sample":
         check_sample()
         return SAMPLE, "sample"
-    owner, name = KAGGLE_NAME.split("/")
-    looked = (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name, LOCAL_SET)
-    tried = []
+    mounted, tried = KAGGLE_INPUT / Path(KAGGLE_NAME).name, []
+    looked = (mounted, KAGGLE_INPUT / "datasets" / KAGGLE_NAME, LOCAL_SET)
     for folder in {"": looked, "kaggle": ()}.get(data, (Path(data).expanduser(),)):
         if root := find_root(folder):
             return root, "folder"
