@@ -16,8 +16,8 @@ _COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
 
 class TrainingCheckpoint(keras.callbacks.Callback):
     """Keeps a training's whole state after every epoch, and goes on from it: the variables of model
-    (random state included) and optimizer, the best weights, early stopping's counters, the history,
-    in one file that arrives in one step. Comes last in the list of callbacks.
+    (random state included) and optimizer, the best weights (early stopping restores them at the
+    end), its counters, the history, in one file that arrives in one step. The last callback.
 
     Args:
         config, name, images: `Config`, name of the run's folder, `ImageCache`.
@@ -95,10 +95,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         vars(self.early_stopping).update(self.counters)  # it has just reset itself
-
-    def on_train_end(self, logs=None):
-        if self.early_stopping.best_weights is not None:  # some Kerases restore on a stop only
-            self.model.set_weights(self.early_stopping.best_weights)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
