@@ -85,7 +85,8 @@ def load_images(config, need_files=False):
     if config.drive:
         config.drive.download(folder / "info.json")
     if not (images := _open_cache(folder, root)):
-        _build_cache(folder, root := root or find_images(config.data)[0], source)
+        root = root or find_images(config.data)[0]
+        _build_cache(folder, root, source, read_metadata(root))
         images = _open_cache(folder, root)
         if config.drive:
             config.drive.upload(folder / "info.json")
@@ -130,9 +131,8 @@ def _open_cache(folder, root):
     return ImageCache(metadata, pixels, root=root, folder=folder, **info)
 
 
-def _build_cache(folder, root, source):
+def _build_cache(folder, root, source, metadata):
     """Reads every file and writes array, metadata, info.json (last)."""
-    metadata = read_metadata(root)
     (folder / "info.json").unlink(missing_ok=True)
 
     def read(file):
