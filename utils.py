@@ -20,27 +20,23 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
 from cxr import runs
-from cxr.annex import plot_inception
-from cxr.cache import ImageCache, load_images
+from cxr.cache import IMAGE_SIZE, ImageCache, downsample, load_images, read_image, to_rgb
 from cxr.config import Config, setup, strategy
 from cxr.explain import hires_cam, load_user_image, out_of_distribution_warnings
-from cxr.features import FrozenFeatures
 from cxr.figures import (
-    CLASS_COLOURS, plot_confusion, plot_history, plot_operating_points, plot_prediction,
-    plot_reliability, show_images,
+    CLASS_COLOURS, plot_confusion, plot_history, plot_inception, plot_operating_points,
+    plot_prediction, plot_reliability, show_images,
 )  # fmt: skip
 from cxr.files import PROJECT, UserError
-from cxr.images import IMAGE_SIZE, downsample, read_image, to_rgb
-from cxr.index import CLASS_NAMES, SOURCE_SPLITS, parse_name
-from cxr.pipeline import EpochShuffle, make_dataset, one_hot
+from cxr.pipeline import EpochShuffle, FrozenFeatures, make_dataset, one_hot
 from cxr.reference import (
-    compare_with_report, images_with_most_seeds, published_histories, published_runs,
+    REPORTED, compare_with_report, images_with_most_seeds, published_histories, published_runs,
     sensitivity_table,
 )  # fmt: skip
-from cxr.reported import REPORTED
 from cxr.runs import ModelRun, find_published_run, load_run, run_name
 from cxr.runs import save_run as save_facts
-from cxr.training import TestAccuracy, TrainingCheckpoint
+from cxr.source import CLASS_NAMES, SOURCE_SPLITS, parse_name
+from cxr.training import TrainingCheckpoint
 
 QUICK_TRAINING_IMAGES = 640  # of Kaggle's 5,216: as many as data/sample holds
 

@@ -1,14 +1,5 @@
-"""The plumbing behind the notebooks: nobody has to open it to follow them. Each module stands on
-those below it:
-
-    config                 settings and set-up: the door, which knows paths, Drive and TensorFlow
-    training, reference    the checkpoint callback; the published runs
-    explain, figures       one image and its explanation; the figures that notebooks share
-    runs, features         a finished run on disk; what a frozen network computes, once
-    pipeline, cache        batches for `model.fit`; all images decoded once
-    source, index          finding the images; what their names say
-    drive, files           copies on Google Drive; whole files or none
-"""
+"""The plumbing behind the notebooks: nobody has to open it to follow them. Each module stands only
+on those below it: CONTRIBUTING.md lists them."""
 
 import contextlib
 import os

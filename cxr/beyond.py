@@ -9,10 +9,10 @@ import tensorflow as tf
 from scipy import ndimage, optimize
 from sklearn import metrics
 
+from cxr.cache import to_rgb
 from cxr.explain import hires_cam, load_user_image
 from cxr.files import UserError
-from cxr.images import to_rgb
-from cxr.index import CLASS_NAMES, KINDS
+from cxr.source import CLASS_NAMES, KINDS
 
 
 @keras.saving.register_keras_serializable("cxr")

@@ -1,4 +1,4 @@
-"""All images decoded and resized once, in one array that is mapped instead of read."""
+"""All images decoded and resized as the report does, once, into one array that is mapped."""
 
 import contextlib
 import dataclasses
@@ -10,22 +10,51 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from cxr import files
 from cxr.files import UserError, atomic_write, checksum, display_path
-from cxr.images import IMAGE_SIZE, read_image, to_rgb
-from cxr.index import read_metadata
-from cxr.source import KAGGLE_HANDLE, find_images
+from cxr.source import KAGGLE_HANDLE, find_images, read_metadata
 
-KNOWN_TEST_IMAGES = {  # first 12 digits of a test set's fingerprint: how it was resized
-    "f077acf65801": "nearest neighbours",
-    "84de10644698": "a smoothed copy",
-}
+IMAGE_SIZE = 224  # pixels, the report's choice (section I)
+MAX_PIXELS, MIN_SIDE = 60_000_000, 32  # the largest original has 5 million
+# The first 12 digits of a test set's fingerprint: how it was resized.
+KNOWN_TEST_IMAGES = {"f077acf65801": "nearest neighbours", "84de10644698": "a smoothed copy"}
+
+
+def to_rgb(pixels):
+    """One or more cached images, uint8 (..., 224, 224), as (..., 224, 224, 3)."""
+    return pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def downsample(pixels):
+    """Means of 7 x 7 pixels, float32 (images, 1024), of cached images."""
+    grey = to_rgb(pixels).mean(-1)
+    return grey.reshape(len(grey), 32, 7, 32, 7).mean((2, 4)).reshape(len(grey), -1).astype("f4")
+
+
+def read_image(path):
+    """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
+    interpolation="nearest")` does (report, section I). Returns (pixels, size, mode): uint8
+    (224, 224), or (224, 224, 3) where the channels differ; (width, height) and Pillow's mode of the
+    original. An exception's message says why a file cannot be used."""
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+            raise UserError(f"{width} x {height} pixels: too large or too small for an X-ray")
+        if image.mode.startswith(("I", "F")):
+            raise UserError("more than 8 bits per channel, which load_img would cut off at 255")
+        # Nearest neighbours first, then colours: the same pixels, for a tenth of the work.
+        small = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST)
+        pixels = np.asarray(small if small.mode == "L" else small.convert("RGB"))
+        if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+            pixels = np.ascontiguousarray(pixels[..., 0])
+        return pixels, (width, height), image.mode
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageCache:
-    """The whole data set, decoded and resized once."""
+    """The whole data set, decoded and resized."""
 
     metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height, mode
     pixels: np.memmap  # uint8, (images, 224, 224), or with a last axis of 3 for colour; row by row
@@ -35,24 +64,9 @@ class ImageCache:
     test_fingerprint: str  # of the test images alone
     root: Path | None  # of the files; None in a Colab session that found the array on Drive
     folder: Path  # of the cached array
-
-    @property
-    def name(self):
-        """The source in words, with no path of this machine."""
-        names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
-        return names.get(self.source, f"the folder {self.label}")
-
-    @property
-    def is_resized(self):
-        """Whether the set is a copy that somebody already brought to 224 x 224."""
-        return bool((self.metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
-
-    @property
-    def preparation(self):
-        """How the images became 224 x 224, in words: networks notice the difference."""
-        if not self.is_resized:
-            return "nearest neighbours"
-        return KNOWN_TEST_IMAGES.get(self.test_fingerprint[:12], "an unknown copy")
+    name: str  # the source in words, with no path of this machine
+    is_resized: bool  # whether the set is a copy that somebody already brought to 224 x 224
+    preparation: str  # how the images became 224 x 224: networks notice the difference
 
     def read(self, rows):
         """uint8 pixels of some rows (numbers), in memory. Mapped anew each time: what a map has
@@ -61,26 +75,24 @@ class ImageCache:
 
 
 def load_images(config, need_files=False):
-    """Finds, checks and caches the images, or maps the array an earlier run cached.
-
-    The array is found again by names, sizes and times of the files; the sample by its manifest and
-    a downloaded set by name, so that a new Colab session downloads only if `need_files`. Returns an
-    `ImageCache`; UserError where nothing is found, or for files that cannot be used (all of them).
-    """
+    """Finds, checks and caches the images, or maps the array an earlier run cached: found again by
+    names, sizes and times of the files, the sample by its manifest, and a downloaded set by name,
+    so that a new Colab session downloads only if `need_files`. Returns an `ImageCache`; UserError
+    where nothing is found, or for files that cannot be used (all of them)."""
     started = time.perf_counter()
     root, source = find_images(config.data, download=need_files)
     folder = config.cache_dir / f"images-{_key(root, source)}"
-    images = _open_cache(config, folder, root)
-    if images is None:
-        root, source = (root, source) if root else find_images(config.data)
+    if config.drive:
+        config.drive.download(folder / "info.json")
+    if not (images := _open_cache(folder, root)):
+        root = root or find_images(config.data)[0]
         _build_cache(folder, root, source, read_metadata(root))
-        images = _open_cache(config, folder, root)
+        images = _open_cache(folder, root)
         if config.drive:
             config.drive.upload(folder / "info.json")
-    print(
-        f"images   {len(images.metadata):,} from {images.name} (resized by {images.preparation}), "
-        f"fingerprint {images.fingerprint[:12]}, ready in {time.perf_counter() - started:.1f} s"
-    )
+    words = f"{len(images.metadata):,} from {images.name} (resized by {images.preparation})"
+    words += f", fingerprint {images.fingerprint[:12]}"
+    print(f"images   {words}, ready in {time.perf_counter() - started:.1f} s")
     return images
 
 
@@ -89,18 +101,16 @@ def _key(root, source):
         return "kaggle-2"
     if source == "sample":  # just checked to the byte
         return f"sample-{checksum(root / 'manifest.csv')[:16]}"
-    digest = hashlib.sha256()
+    lines = ""
     for file in read_metadata(root)["file"]:
         with contextlib.suppress(OSError):  # a broken link: reported by name when it is read
             status = os.stat(root / file)
-            digest.update(f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+            lines += f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n"
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _open_cache(config, folder, root):
+def _open_cache(folder, root):
     """The cached array of this folder, checked; None where there is none or it is damaged."""
-    if config.drive:
-        config.drive.download(folder / "info.json")
     try:
         info = files.read_json(folder / "info.json")
         for name, expected in info.pop("files").items():
@@ -108,19 +118,22 @@ def _open_cache(config, folder, root):
                 raise UserError(f"{name} is not what was written")
         metadata = pd.read_csv(folder / "metadata.csv")
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        return ImageCache(metadata, pixels, root=root, folder=folder, **info)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, UserError) as error:
+    except (OSError, UserError) as error:
         print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
-        (folder / "info.json").unlink(missing_ok=True)
         return None
+    names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
+    info["name"] = names.get(info["source"], f"the folder {info['label']}")
+    info["is_resized"] = bool((metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
+    known = KNOWN_TEST_IMAGES.get(info["test_fingerprint"][:12], "an unknown copy")
+    info["preparation"] = known if info["is_resized"] else "nearest neighbours"
+    return ImageCache(metadata, pixels, root=root, folder=folder, **info)
 
 
 def _build_cache(folder, root, source, metadata):
-    """Reads every file of `metadata` and writes array, metadata, info.json (last)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files.check_space(folder, len(metadata) * IMAGE_SIZE**2, "The cached array of images")
+    """Reads every file and writes array, metadata, info.json (last)."""
+    (folder / "info.json").unlink(missing_ok=True)
 
     def read(file):
         try:
@@ -129,19 +142,18 @@ def _build_cache(folder, root, source, metadata):
             reason = str(error).replace(str(root / file), "the file").replace("\n", " ")
             return f"{file}: {reason or type(error).__name__}"
 
-    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-        found = pool.map(read, metadata["file"])
-        results = list(files.progress(found, "reading images", len(metadata)))
-    if unusable := [result for result in results if isinstance(result, str)]:
-        raise UserError(f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:\n  "
-                        + "\n  ".join(unusable) + "\nFetch them again (data/README.md), or move "
-                        "them out of the folder.")  # fmt: skip
-    arrays, sizes, modes = zip(*results, strict=True)
-    colour = any(pixels.ndim == 3 for pixels in arrays)
-    pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
-    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
-    with atomic_write(folder / "pixels.npy") as part:
+    with atomic_write(folder / "pixels.npy", size=len(metadata) * IMAGE_SIZE**2) as part:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
+            found = pool.map(read, metadata["file"])
+            results = list(files.progress(found, "reading images", len(metadata)))
+        if unusable := [result for result in results if isinstance(result, str)]:
+            lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
+            raise UserError("\n  ".join(lines) + "\nFetch new ones (data/README.md) or move these.")
+        arrays, sizes, modes = zip(*results, strict=True)
+        colour = any(pixels.ndim == 3 for pixels in arrays)
+        pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
         np.save(part, pixels)
+    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
     with atomic_write(folder / "metadata.csv") as part:
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()

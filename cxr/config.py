@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr import quiet_stderr
-from cxr.drive import DRIVE, DriveSync, in_colab, mount
+from cxr.drive import DRIVE, DriveSync, mount
 from cxr.files import PROJECT, UserError, display_path
 
 COLAB_OUTPUT = Path("/content/cxr_output")  # Colab's own disk: fast, and lost with the session
@@ -26,27 +27,20 @@ class Config:
 
     data: str  # a folder, "kaggle", "sample", or "": look for a folder, else Kaggle
     mode: str  # "full" as the report trains, or "quick": the sample, a few epochs, same layers
+    quick: bool  # whether mode is "quick"
     seed: int  # of the split, the initial weights, the order and the flips
     output_dir: Path  # of runs; full and quick runs and other seeds never share one
     cache_dir: Path  # of cached images and frozen features
     drive: DriveSync | None  # copies to Drive what is worth keeping (Colab)
-    device: str  # what trains here, in words
+    device: str  # what trains here, in words: "2 x Tesla T4" or "CPU, 2 cores"
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
-
-    @property
-    def quick(self):
-        """Whether this is quick mode."""
-        return self.mode == "quick"
 
 
 def setup(data="", mode="", seed="", out=""):
-    """Resolves the settings, seeds everything, and prints what this run stands on.
-
-    Every argument is a form field of the notebooks' set-up cell: a string, where an empty one
-    means the environment variable (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the
-    default. Returns a `Config`;
-    UserError for a setting that cannot be, or an output folder that cannot be written.
-    """
+    """Resolves the settings, seeds everything, and prints what this run stands on. Each argument is
+    a form field of the set-up cells: a string, where an empty one means the environment variable
+    (CXR_DATA, CXR_MODE, CXR_SEED, CXR_OUT), and failing that the default. Returns a `Config`;
+    UserError for a setting that cannot be, or a folder that cannot be written."""
 
     def setting(value, name, default):
         return str(value).strip() or os.environ.get(f"CXR_{name}", "").strip() or default
@@ -56,15 +50,24 @@ def setup(data="", mode="", seed="", out=""):
         raise UserError(f"MODE (CXR_MODE) is {mode!r}: say full or quick.")
     if not (seed.isdecimal() and len(seed) < 10):
         raise UserError(f"SEED (CXR_SEED) is {seed!r}: say a whole number from 0.")
-    out, drive = _output_folder(setting(out, "OUT", ""))
+    quick, in_kaggle = mode == "quick", KAGGLE_WORKING.is_dir()
+    in_colab = "google.colab" in sys.modules  # Colab imports it before the first cell
+    default = DRIVE_OUTPUT if in_colab else (KAGGLE_WORKING if in_kaggle else PROJECT) / "artifacts"
+    out, drive = Path(setting(out, "OUT", default)).expanduser().absolute(), None
+    if in_colab and DRIVE in out.parents:
+        remote, out = out, COLAB_OUTPUT / out.relative_to(DRIVE)
+        drive = DriveSync(out, remote) if mount() else None
+    details, processors = tf.config.experimental.get_device_details, accelerators()
+    names = [details(device).get("device_name", device.device_type) for device in processors]
     config = Config(
-        data=setting(data, "DATA", "sample" if mode == "quick" else ""),
+        data=setting(data, "DATA", "sample" if quick else ""),
         mode=mode,
+        quick=quick,
         seed=int(seed),
-        output_dir=out / ("quick" if mode == "quick" else "") / f"seed-{int(seed)}",
+        output_dir=out / ("quick" if quick else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",
-        drive=DriveSync(out, drive) if drive else None,
-        device=device_name(),
+        drive=drive,
+        device=f"{len(names)} x {names[0]}" if names else f"CPU, {os.cpu_count()} cores",
     )
     try:
         for folder in (config.output_dir, config.cache_dir):
@@ -73,51 +76,28 @@ def setup(data="", mode="", seed="", out=""):
     except OSError as error:
         raise UserError(f"Cannot write in {out} ({error.strerror}). Set OUT (CXR_OUT) to a folder "
                         "that can be written.") from error  # fmt: skip
-    if drive:  # what was made while Drive could not be reached
-        for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
-            config.drive.upload(marker)
     keras.utils.set_random_seed(config.seed)
-    if not accelerators():  # on a GPU this would cost speed; there the seed alone is set
+    if not processors:  # on a GPU this would cost speed; there the seed alone is set
         tf.config.experimental.enable_op_determinism()
-    where = config.drive.describe(config.output_dir) if drive else display_path(config.output_dir)
-    print(
-        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, NumPy {np.__version__}\n"
-        f"device   {config.device}\nrun      {config.mode} mode, seed {config.seed}\n"
-        f"results  {where}"
-    )
-    if not config.quick and not accelerators():
-        faster = "MODE = quick takes a minute"
-        if in_colab():
-            faster = "Faster: Runtime > Change runtime type > T4 GPU, then run all again"
-        elif KAGGLE_WORKING.is_dir():
-            faster = "Faster: Settings > Accelerator, then run all again"
+    where = display_path(config.output_dir)
+    if drive:
+        for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
+            drive.upload(marker)  # what was made while Drive could not be reached
+        where = drive.describe(config.output_dir)
+    versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
+    print(f"Python {platform.python_version()}, {versions}\ndevice   {config.device}")
+    print(f"run      {mode} mode, seed {config.seed}\nresults  {where}")
+    if not (quick or processors):
+        faster = "Settings > Accelerator" if in_kaggle else "MODE = quick takes a minute"
+        faster = "Runtime > Change runtime type > T4 GPU" if in_colab else faster
         print("no GPU   training takes minutes to half an hour a notebook on 2 CPU cores.", faster)
     return config
-
-
-def _output_folder(setting):
-    """(folder that is worked in, folder on Drive that gets a copy or None)."""
-    folder = Path(setting).expanduser().absolute() if setting else None
-    if in_colab() and (folder is None or DRIVE in folder.parents):
-        folder = folder or DRIVE_OUTPUT
-        return COLAB_OUTPUT / folder.relative_to(DRIVE), folder if mount() else None
-    return folder or (KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else PROJECT) / "artifacts", None
 
 
 def accelerators():
     """The GPUs or TPU cores TensorFlow sees."""
     with quiet_stderr():
         return [d for d in tf.config.list_physical_devices() if d.device_type in ("GPU", "TPU")]
-
-
-def device_name():
-    """What trains here, in words: "2 x Tesla T4", or "CPU, 2 cores"."""
-    details = tf.config.experimental.get_device_details
-    names = [details(device).get("device_name", device.device_type) for device in accelerators()]
-    if not names:
-        return f"CPU, {os.cpu_count()} cores"
-    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
 
 
 def strategy(devices=None):

@@ -1,14 +1,10 @@
-"""Copies on Google Drive of what a session wants to keep. Knows paths and bytes only.
-
-A folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256; so
-the marker is copied last, in both directions. Nothing that fails on Drive stops a notebook.
-"""
+"""Copies on Google Drive. Knows paths and bytes only; nothing that fails there stops a notebook. A
+folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256: it is
+copied last, in both directions."""
 
 import contextlib
-import errno
 import filecmp
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -18,23 +14,17 @@ DRIVE = Path("/content/drive")
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
 
 
-def in_colab():
-    """Whether this is a Colab session: it has imported google.colab before the first cell."""
-    return "google.colab" in sys.modules
-
-
 def mount():
     """Mounts Drive; False, and a line that says so, where that cannot be done."""
     from google.colab import drive
 
     try:
         drive.mount(str(DRIVE))
-        return True
     except Exception as error:  # ValueError, MessageError, NotImplementedError, by version
-        reason = f"{type(error).__name__}: {error}"
-        print(f"Drive was not mounted ({reason}): what this session makes stays on Colab's disk "
-              "and is lost with it. Run this cell again to retry.")  # fmt: skip
+        print(f"Drive was not mounted ({type(error).__name__}: {error}): what this session makes "
+              "is lost with it. Run this cell again to retry.")  # fmt: skip
         return False
+    return True
 
 
 class DriveSync:
@@ -60,29 +50,28 @@ class DriveSync:
         is overwritten only if `replace`. Returns whether nothing is left to do."""
         self.pending[marker] = replace
         for waiting, replaces in list(self.pending.items()):
+            remote = self.remote_path(waiting)
             with self._tolerant():
-                self._upload(waiting, replaces)
+                differs = remote.exists() and not filecmp.cmp(waiting, remote, shallow=False)
+                if differs and not replaces:
+                    print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
+                          f"session's stays in {waiting.parent}. RETRAIN replaces it.")  # fmt: skip
+                elif differs or not remote.exists():
+                    remote.unlink(missing_ok=True)
+                    self._copy_folder(waiting, remote)
                 del self.pending[waiting]
         if self.last_error and not self.pending:
             print("Drive takes files again.")
             self.last_error = None
         return marker not in self.pending
 
-    def _upload(self, marker, replace):
-        self._check_mounted()
-        remote = self.remote_path(marker)
-        if not marker.exists():  # deleted meanwhile
-            return
-        if remote.exists():
-            if filecmp.cmp(marker, remote, shallow=False):
-                return
-            if not replace:
-                folder = marker.parent
-                print(f"Drive has another finished {folder.name} and keeps it; this session's "
-                      f"stays in {folder}. RETRAIN replaces Drive's.")  # fmt: skip
-                return
-            remote.unlink()
-        self._copy_folder(marker, remote)
+    def upload_state(self, path):
+        """Copies the state of a running training now and then, over the old copy: Drive's bin
+        would keep every replaced file."""
+        if time.monotonic() - self.state_copied > STATE_INTERVAL:
+            with self._tolerant():
+                self._copy(path, self.remote_path(path), write=contextlib.nullcontext)
+            self.state_copied = time.monotonic()
 
     def download(self, path):
         """Fetches a file that is on Drive and not here; a marker after the files it names."""
@@ -96,24 +85,8 @@ class DriveSync:
             except (FileNotFoundError, UserError) as error:
                 if error.__cause__:  # not Drive's fault: this machine's disk is full
                     raise
-                reason = getattr(error, "strerror", None) or error
-                print(f"{remote.parent} is damaged ({reason}): it is not used, and made again.")
+                print(f"{remote.parent} is damaged ({error}): it is not used, and made again.")
                 remote.unlink()
-
-    def upload_state(self, path):
-        """Copies the state of a running training now and then, over the old copy: Drive's bin
-        would keep every replaced file."""
-        if time.monotonic() - self.state_copied > STATE_INTERVAL:
-            with self._tolerant():
-                self._check_mounted()
-                self.remote_path(path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, self.remote_path(path))
-            self.state_copied = time.monotonic()
-
-    def delete(self, path):
-        """Deletes Drive's copy of a file."""
-        with self._tolerant():
-            self.remote_path(path).unlink(missing_ok=True)
 
     def _copy_folder(self, source, target):
         """Copies the files that a marker names, and then the marker."""
@@ -127,21 +100,18 @@ class DriveSync:
             raise failed
         self._copy(source, target)
 
-    def _copy(self, source, target, expected=None):
-        """Copies a file, and sees that its checksum is `expected`."""
-        self._check_mounted()  # else writing would make folders under the mount point
+    def _copy(self, source, target, expected=None, write=atomic_write):
+        """Copies a file, and sees that its checksum is `expected`. MyDrive, or the folder of shared
+        drives, is never made here: files in a made one would hide the real one."""
+        if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
+            raise ConnectionError("it is not mounted any more")
         if target.exists() and filecmp.cmp(source, target, shallow=False):
             return
-        with atomic_write(target) as part:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with write(target) as part:
             shutil.copyfile(source, part)
             if expected and checksum(part) != expected:
                 raise UserError(f"{source.name} is not what it was")
-
-    def _check_mounted(self):
-        """MyDrive, or the folder of shared drives, is there when Drive is. It is never made
-        here: files in a made one would hide the real one."""
-        if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
-            raise OSError(errno.ENOTCONN, "it is not mounted any more")
 
     @contextlib.contextmanager
     def _tolerant(self):

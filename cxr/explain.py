@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from sklearn.neighbors import NearestNeighbors
 
+from cxr.cache import IMAGE_SIZE, downsample, read_image
 from cxr.files import UserError
-from cxr.images import IMAGE_SIZE, downsample, read_image
 
 
 def load_user_image(path):
@@ -17,20 +17,15 @@ def load_user_image(path):
     try:
         return read_image(Path(path).expanduser())[0]
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be used ({error}). Give the path of a JPEG or PNG of a chest X-ray; in "
-            "Colab, drag the file into the Files pane at the left and copy its path from there."
-        ) from error
+        words = f"{path} cannot be used ({error}). Give the path of a JPEG or PNG; in Colab"
+        raise UserError(f"{words}, drag it into the Files pane and copy its path there.") from error
 
 
 def out_of_distribution_warnings(pixels, images, train):
-    """What sets a picture apart from the training images, in words; an empty list for nothing.
-
-    A network answers whatever it is shown, a flower too. So: colour, hardly any contrast, and a
-    picture that none of 500 training images resembles as closely (correlation of 32 x 32 means)
-    as 99 of 100 of them resemble another. `pixels` is as `load_user_image` gives it, `train` are
-    rows of the `ImageCache`.
-    """
+    """What sets a picture (as `load_user_image` gives it) apart from `train`, the rows of training
+    images, as a list of words: a network answers whatever it is shown. So: colour, hardly any
+    contrast, or that none of 500 training images resembles it as closely (correlation of 32 x 32
+    means) as 99 of 100 of them resemble another."""
     rows = train.sample(min(500, len(train)), random_state=0).index.to_numpy()
     nearest = NearestNeighbors(n_neighbors=1, metric="correlation")
     nearest.fit(downsample(images.read(rows)))
@@ -44,17 +39,12 @@ def out_of_distribution_warnings(pixels, images, train):
 
 
 def hires_cam(model, pixels, class_number):
-    """Where a picture speaks for a class: HiResCAM (Draelos and Carin, 2020) at the feature maps
-    of the frozen network inside `model`, of notebook 04 or 05 (there 26 x 26 places).
-
-    The maps are weighted by the gradient of the class's logit against the other classes'
-    (log-sum-exp); what speaks against the class is cut off. Grad-CAM averages that gradient over
-    each map first, which suits networks that end in global average pooling. These end in layers
-    that know places, so each place keeps its own gradient.
-
-    `pixels` is float32 (224, 224, 3) in [0, 1], `class_number` the position in CLASS_NAMES.
-    Returns float32 (224, 224), 0 to 1; 0 everywhere where nothing speaks for the class.
-    """
+    """Where `pixels`, float32 (224, 224, 3) in [0, 1], speak for a class (position in CLASS_NAMES):
+    float32 (224, 224), 0 to 1; 0 everywhere where nothing does. HiResCAM (Draelos and Carin, 2020)
+    at the last feature maps of `model`, of notebooks 04 to 06: weighted by the
+    gradient of the class's logit against the other classes' (log-sum-exp); what speaks against the
+    class is cut off. Grad-CAM would average that gradient over each map, which suits networks that
+    end in global average pooling, not in Flatten."""
     last = max(i for i, layer in enumerate(model.layers) if isinstance(layer, keras.Model))
     *head, softmax = model.layers[last + 1 :]
     maps = pixels[None]

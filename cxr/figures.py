@@ -1,5 +1,9 @@
-"""The figures that several notebooks share. Colours of classes are kept for classes."""
+"""The figures that notebooks share, and Annex 1. Colours of classes are kept for classes."""
 
+import re
+from itertools import pairwise
+
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,9 +12,9 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from cxr import beyond
+from cxr.cache import to_rgb
 from cxr.explain import hires_cam
-from cxr.images import to_rgb
-from cxr.index import CLASS_NAMES
+from cxr.source import CLASS_NAMES
 
 CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
@@ -26,14 +30,12 @@ plt.rcParams.update({
 def show_images(images, rows, titles, columns=6):
     """A grid of cached images: `rows` of `images.metadata`, with one title each."""
     lines = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(1.35 * columns, 1.6 * lines), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, number, title in zip(axes.flat, rows.index, titles, strict=False):
+    figure = plt.figure(figsize=(1.35 * columns, 1.6 * lines), layout="constrained")
+    for place, (number, title) in enumerate(zip(rows.index, titles, strict=True), start=1):
+        axis = figure.add_subplot(lines, columns, place)
         axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=7)
+        axis.axis("off")
     return figure
 
 
@@ -41,23 +43,20 @@ def plot_history(history, reported_epochs, title):
     """Loss and accuracy of training and validation (report, Figs. 4, 6, 9, 12) over the epochs of
     a `TrainingCheckpoint.history`; `reported_epochs` is where the report's training stopped."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    best, last = history.loc[history["val_loss"].idxmin(), "epoch"], len(history)
+    epochs, last, best = history["epoch"], len(history), history["val_loss"].idxmin() + 1
     stops = {
-        f"weights kept: epoch {best:.0f}": (best, VALIDATION, "-"),
+        f"weights kept: epoch {best}": (best, VALIDATION, "-"),
         f"this run stopped: epoch {last}": (last, "black", "-"),
         f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
     }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        lines = history.set_index("epoch")[[name, f"val_{name}"]]
-        lines.columns = "training", "validation"
-        lines.plot(ax=axis, style=["-o", "--s"], color=[TRAINING, VALIDATION], markersize=3)
+        axis.plot(epochs, history[name], "-o", ms=3, color=TRAINING, label="training")
+        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color=VALIDATION, label="validation")
         for label, (epoch, colour, style) in stops.items():
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
-        axis.set(ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
+        axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.get_legend().remove()
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8)
     figure.suptitle(title)
     return figure
 
@@ -91,13 +90,12 @@ def plot_prediction(model, pixels, num_classes, title):
     predicted = int(probabilities.argmax())
     heat = hires_cam(model, floats, predicted)
     figure, axes = plt.subplots(1, 3, figsize=(6, 2), layout="constrained")
-    for axis in axes[:2]:
+    for axis, name in zip(axes, (title, f"HiResCAM, {names[predicted]}"), strict=False):
         axis.imshow(floats)
+        axis.set_title(name)
         axis.axis("off")
     overlay = axes[1].imshow(heat, cmap="autumn_r", alpha=0.7 * heat, vmin=0, vmax=1)
     figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
-    axes[0].set_title(title)
-    axes[1].set_title(f"HiResCAM, {names[predicted]}")
     colours = [CLASS_COLOURS[name] for name in names[::-1]]
     bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
@@ -139,3 +137,51 @@ def plot_operating_points(models):
     pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _label(layer):
+    """What a layer is called in Annex 1; None for what is left out (activations, ...)."""
+    stride = " /2" if getattr(layer, "strides", (1,))[0] == 2 else ""
+    if isinstance(layer, keras.layers.Conv2D):
+        return f"{'x'.join(map(str, layer.kernel_size))}\n{layer.filters}{stride}"
+    kinds = {keras.layers.MaxPooling2D: "max", keras.layers.AveragePooling2D: "mean"}
+    return f"{kinds[type(layer)]}\npool{stride}" if type(layer) in kinds else None
+
+
+def _branches(start, end):
+    """The ways through a block, as lists of the layers that are drawn, both ends included."""
+    if end is start:
+        return [[start]]
+    above = [tensor._keras_history.operation for tensor in keras.tree.flatten(end.input)]
+    branches = [branch for source in above for branch in _branches(start, source)]
+    return [[*branch, end] for branch in branches] if _label(end) else branches
+
+
+def plot_inception(model):
+    """Annex 1 of the report, InceptionV3 drawn from the model itself (include_top=False): its stem
+    and eleven mixed blocks. Returns the Figure and how many convolutions are drawn."""
+    stem = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
+    blocks = {"stem": stem} | {x.name: x for x in model.layers if re.fullmatch(r"mixed\d+", x.name)}
+    figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
+    arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
+    start, convolutions = model.layers[0], 0
+    for axis, (name, end) in zip(axes.flat, blocks.items(), strict=True):
+        branches = [[x for x in way if x is not end] + [end] for way in _branches(start, end)]
+        place = {}  # a layer of several branches stands in the middle of them
+        for layer in {layer for branch in branches for layer in branch}:
+            spots = [(column, b.index(layer)) for column, b in enumerate(branches) if layer in b]
+            columns, rows = zip(*spots, strict=True)
+            place[layer] = np.mean(columns), max(rows)
+        for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
+            axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
+        for layer, position in place.items():
+            text = "input" if layer is start else _label(layer) or "concat"
+            colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
+            box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+            axis.text(*position, text, ha="center", va="center", fontsize=8, bbox=box)
+        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(place[end][1] + 0.5, -0.5))
+        axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
+        axis.axis("off")
+        convolutions += sum(isinstance(layer, keras.layers.Conv2D) for layer in place)
+        start = end
+    return figure, convolutions

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -27,10 +28,14 @@ def display_path(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Gives a temporary path beside `path`, of the same ending, that takes its name only when the
-    block succeeds. UserError where the disk is full; nothing half-written is left."""
+def atomic_write(path, size=0):
+    """Gives a temporary path beside `path` that takes its name only when the block succeeds.
+    UserError where the disk is full, or has no room for `size` bytes; nothing half-written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size:
+        needs = f"{path.name} takes {size / 1e6:.0f} MB in {path.parent}, more than is free"
+        raise UserError(f"{needs}. {_MORE_SPACE}")
     for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 3600:
@@ -47,13 +52,6 @@ def atomic_write(path):
         raise
     finally:
         part.unlink(missing_ok=True)
-
-
-def check_space(folder, size, what):
-    """Raises UserError unless `folder` has room for `size` bytes of `what`."""
-    if shutil.disk_usage(folder).free < size:
-        what = f"{what} takes {size / 1e6:.0f} MB in {folder}"
-        raise UserError(f"{what}, more than is free. {_MORE_SPACE}")
 
 
 def checksum(path):
@@ -91,8 +89,5 @@ def damaged(path):
     return UserError(f"{display_path(path)} is missing or damaged: {hint}.")
 
 
-def progress(items, description, total=None):
-    """A progress bar on stdout: redrawn in place in a notebook, rarely in a log."""
-    seconds = 0.5 if sys.stdout.isatty() or "ipykernel" in sys.modules else 15
-    return tqdm(items, description, total, file=sys.stdout, ncols=88, ascii=" .:#",
-                unit="image", mininterval=seconds, leave=False)  # fmt: skip
+# A progress bar, redrawn rarely, because in a log every one is a line.
+progress = functools.partial(tqdm, file=sys.stdout, ncols=88, mininterval=2, leave=False)

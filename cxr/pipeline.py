@@ -1,13 +1,18 @@
-"""Batches for `model.fit`, from cached pixels or from frozen features."""
+"""Batches for `model.fit`, from cached pixels or from what a frozen network makes of them."""
 
+import contextlib
 import hashlib
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from cxr.cache import ImageCache
-from cxr.index import CLASS_NAMES
+from cxr.files import atomic_write, progress
+from cxr.source import CLASS_NAMES
+
+BATCH = 32  # images per step of a frozen network
 
 
 class EpochShuffle:
@@ -36,12 +41,11 @@ def one_hot(rows, num_classes):
 
 def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
     """tf.data.Dataset of (float32 (batch, 224, 224, 3) in [0, 1], or (batch, *features' shape);
-    one-hot float32 (batch, classes)). Only images under way are ever in memory as floats.
+    one-hot float32 (batch, 2 or 3 classes)). Only images under way are in memory as floats.
 
     Args:
         source: `ImageCache` for pixels, `FrozenFeatures` for what a network made of them.
         rows: the rows of `metadata` to use, in this order; the last batch may be smaller.
-        num_classes, batch_size: 2 or 3 classes; images per batch.
         shuffle: `EpochShuffle` for a new order every epoch (and, of features, new flips: pixels
             are flipped by the model's own layer); None to keep the order.
     """
@@ -61,15 +65,59 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
             yield source.read(numbers[chosen], *flipped), labels[chosen]
 
     def to_floats(values, label):
-        values = tf.cast(values, tf.float32)
-        if is_pixels:
-            values /= 255.0
-            if values.shape.rank == 3:  # grey: three equal channels
-                values = tf.image.grayscale_to_rgb(values[..., tf.newaxis])
-        return values, label
+        if is_pixels and values.shape.rank == 3:  # grey: three equal channels
+            values = tf.image.grayscale_to_rgb(values[..., tf.newaxis])
+        return tf.cast(values, tf.float32) / (255.0 if is_pixels else 1.0), label
 
     shape, dtype = (source.pixels.shape[1:], tf.uint8) if is_pixels else (source.shape, tf.float16)
     signature = (tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None, num_classes)))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
     return dataset.prefetch(2).map(to_floats).prefetch(1)
+
+
+class FrozenFeatures:
+    """The features of all images as they are and mirrored, a source for `make_dataset`: an epoch
+    draws one of the two per image, the same training as with the frozen part inside the model.
+
+    Args:
+        config, images, rows: `Config`, `ImageCache`, the rows of its metadata that will be used.
+        frozen: keras.Model from float32 (batch, 224, 224, 3) in [0, 1] to features of some `shape`.
+        name: for the progress bar and for `path`, a float16 .npy file, (images, 2, *shape).
+    """
+
+    def __init__(self, config, images, rows, frozen, name):
+        self.images, self.frozen, self.name = images, frozen, name
+        self.rows = rows.sort_index()  # one file serves the splits of all seeds
+        self.shape = tuple(frozen.output.shape[1:])
+        digest = hashlib.sha256(f"{images.fingerprint} {','.join(self.rows['file'])}".encode())
+        rescaling = [x for x in frozen.layers if isinstance(x, keras.layers.Rescaling)]
+        digest.update("".join(f"{layer.scale} {layer.offset}" for layer in rescaling).encode())
+        for weights in frozen.get_weights():
+            digest.update(np.ascontiguousarray(weights))
+        self.fingerprint = digest.hexdigest()[:16]
+        self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
+
+    def compute(self):
+        """Computes the features, or finds them in the cache. UserError where the disk is full."""
+        shape, title = (len(self.rows), 2, *self.shape), f"features of {self.name}"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
+            if np.load(self.path, mmap_mode="r").shape == shape:
+                return
+        size = 2 * int(np.prod(shape))
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        dataset = make_dataset(self.images, self.rows, 3, BATCH)
+        with atomic_write(self.path, size) as part, open(part, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels, _ in progress(dataset, title):
+                both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
+                result = self.frozen.predict_on_batch(both).astype("<f2")
+                file.write(np.stack(np.split(result, 2), axis=1).tobytes())
+        print(f"{title}: {shape} float16, {size / 1e9:.2f} GB, computed once")
+
+    def read(self, rows, flipped=0):
+        """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`."""
+        positions = self.rows.index.get_indexer(rows)
+        if (positions < 0).any():
+            raise KeyError("images of which no features were computed")
+        return np.load(self.path, mmap_mode="r")[positions, np.asarray(flipped, int)]

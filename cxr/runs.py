@@ -15,11 +15,12 @@ from cxr.files import RESULTS, WEIGHTS, UserError, atomic_write, checksum, displ
 
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
 STATE = "training.npz"  # of a run that is not finished, see cxr/training.py
+_IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 
 
 def run_name(name, **choices):
-    """The folder name of a run: choices other than DEFAULTS are part of it, so that runs with
-    different ones are kept apart ("05_cnn1_transfer-dropout-0.5-patience-10")."""
+    """The folder name of a run: choices other than DEFAULTS are part of it, which keeps runs apart
+    ("05_cnn1_transfer-dropout-0.5-patience-10")."""
     changed = [f"-{key}-{choices[key]:g}" for key in DEFAULTS if choices[key] != DEFAULTS[key]]
     return name + "".join(changed)
 
@@ -81,27 +82,21 @@ def _without_optimizer(model):
 
 def save_run(config, name, images, model=None, tables=None, replace=True, **info):
     """Writes a run's files, here and on Drive. run.json comes last: a run is there when it is, and
-    one that was there before is replaced only now; on Drive only if `replace`.
-
-    `name` is the folder's ("02_cnn1_2class"), `model` gives model.weights.h5, `tables` maps other
-    file names to DataFrames; `info` is what else run.json has to say.
-    """
+    one that was there before is replaced only now; on Drive only if `replace`. `model` gives
+    model.weights.h5, `tables` maps file names to DataFrames, `info` is what else run.json says."""
     folder, names = config.output_dir / name, list(tables or {})
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
     for file_name in names:
         with atomic_write(folder / file_name) as part:
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
-        names.append("model.weights.h5")  # HDF5 can crash on a full disk
-        files.check_space(folder, 8 * model.count_params(), "The weights")
-        with atomic_write(folder / "model.weights.h5") as part:
+        names.append("model.weights.h5")
+        size = 8 * model.count_params()  # HDF5 can crash on a full disk
+        with atomic_write(folder / "model.weights.h5", size) as part:
             _without_optimizer(model).save_weights(part)
     files.write_json(folder / "run.json", {
         "run": name, "seed": config.seed, "mode": config.mode,
-        "images": {"label": images.label, "name": images.name, "count": len(images.metadata),
-                   "preparation": images.preparation, "fingerprint": images.fingerprint,
-                   "test_fingerprint": images.test_fingerprint},
+        "images": {key: getattr(images, key) for key in _IMAGES} | {"count": len(images.metadata)},
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
                      "keras": keras.__version__, "numpy": np.__version__},
         "device": config.device, "seconds": round(time.monotonic() - config.started, 1),
@@ -109,12 +104,12 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
     })  # fmt: skip
     (folder / STATE).unlink(missing_ok=True)
     if config.drive and config.drive.upload(folder / "run.json", replace):
-        config.drive.delete(folder / STATE)
+        with contextlib.suppress(OSError):
+            config.drive.remote_path(folder / STATE).unlink()
 
 
 def find_own_run(config, name):
-    """The user's own finished run of this name as `ModelRun`, fetched from Drive where it is only
-    there; or None."""
+    """The user's own finished run of this name as `ModelRun`, also from Drive; or None."""
     path = config.output_dir / name / "run.json"
     if config.drive:
         config.drive.download(path)
@@ -130,23 +125,20 @@ def find_published_run(name, need_weights=False):
 
 
 def load_run(config, name, images):
-    """An earlier notebook's run, as `ModelRun`: this user's own of the same mode and seed if there
-    is one, else the published one. UserError where there is neither, or where the user's is
-    damaged or of other images than `images`."""
+    """An earlier notebook's run, as `ModelRun`: this user's own of the same mode and seed, else the
+    published one. UserError where there is neither, or the user's is damaged or of other images."""
     if run := find_own_run(config, name):
-        if run.info["images"]["fingerprint"] != images.fingerprint:
-            raise UserError(
-                f"{display_path(run.folder)} was trained on {run.info['images']['name']}, this "
-                f"notebook works on {images.name}. Run its notebook again with RETRAIN ticked, or "
-                "set OUT (CXR_OUT) to another folder."
-            )
-        print(f"{name}: your own run in {display_path(run.folder)}")
+        folder, trained = display_path(run.folder), run.info["images"]
+        if trained["fingerprint"] != images.fingerprint:
+            others = f"{folder} was trained on {trained['name']}, not on {images.name}"
+            raise UserError(f"{others}: tick RETRAIN there, or set another OUT (CXR_OUT).")
+        print(f"{name}: your own run in {folder}")
     elif run := find_published_run(name):
         print(f"{name}: the published run (you have none of your own)")
         warn_other_images(run, images)
     else:
-        raise UserError(f"{name} is neither in {display_path(config.output_dir)} nor published: "
-                        f"run its notebook first.")  # fmt: skip
+        folder = display_path(config.output_dir)
+        raise UserError(f"{name} is neither in {folder} nor published: run its notebook first.")
     return run
 
 

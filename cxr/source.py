@@ -1,5 +1,8 @@
-"""Finding the data set: a named folder, the sample, Kaggle's input, data/chest_xray, a download."""
+"""Finding the data set (a named folder, the sample, Kaggle's input, data/chest_xray, a download),
+and what the names of its folders and files say: class, series, patient."""
 
+import re
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -10,44 +13,40 @@ KAGGLE_NAME = "paultimothymooney/chest-xray-pneumonia"
 KAGGLE_HANDLE = f"{KAGGLE_NAME}/versions/2"
 KAGGLE_INPUT = Path("/kaggle/input")
 LOCAL_SET, SAMPLE = PROJECT / "data" / "chest_xray", PROJECT / "data" / "sample"
-_DOWNLOAD_HINTS = {  # HTTP status, or kind of exception: requests' are OSErrors too
+CLASS_NAMES = {2: ("normal", "pneumonia"), 3: ("normal", "bacterial", "viral")}
+SOURCE_SPLITS = ("train", "val", "test")  # Kaggle's folders, and in each of them:
+_NAMES = {
+    "NORMAL": r"(?P<series>NORMAL2-IM|IM)-(?P<n>\d+)-\d+(-\d+)?\.(jpe?g|png)",
+    "PNEUMONIA": r"person(?P<n>\d+)_(?P<series>bacteria|virus)_\d+(_\d+)?\.(jpe?g|png)",
+}
+_HINTS = {  # HTTP status, or kind of exception, the special ones first: requests' are OSErrors too
     401: "Kaggle refuses the token found here. None is needed: remove ~/.kaggle/kaggle.json, "
     "KAGGLE_USERNAME and KAGGLE_KEY (in Colab also under Secrets)",
     403: f"open https://www.kaggle.com/datasets/{KAGGLE_NAME}, sign in and accept its terms",
     429: "too many requests: wait a quarter of an hour",
-    "ConnectionError": "no network, or it broke off (in a Kaggle notebook: Settings, Internet on); "
-    "what has arrived is kept",
-    "Timeout": "the network is too slow at the moment; what has arrived is kept",
-    "RequestException": "Kaggle does not answer as it should: wait some minutes; what has arrived "
-    "is kept",
+    "ConnectionError": "no network (in a Kaggle notebook: Settings, Internet on)",
+    "RequestException": "the network or Kaggle is too slow at the moment; what has arrived is kept",
     "DataCorruptionError": "the download does not match its checksum and was deleted",
-    "OSError": "look at the disk: the download takes 5 GB, unpacked. KAGGLEHUB_CACHE can name a "
-    "folder on a larger one",
+    "OSError": "look at the disk: 5 GB are needed. KAGGLEHUB_CACHE can name a folder on another",
 }
 
 
 def find_root(folder):
     """The folder that directly holds train/, val/ and test/, or None. Kaggle's archive nests them
     in chest_xray/, with a second copy in chest_xray/chest_xray/, which is left alone."""
-    for root in (Path(folder, *["chest_xray"] * depth) for depth in range(3)):
-        if any((root / split).is_dir() for split in ("train", "val", "test")):
-            return root
-    return None
+    roots = [Path(folder, *["chest_xray"] * depth) for depth in range(3)]
+    return next((r for r in roots if any((r / split).is_dir() for split in SOURCE_SPLITS)), None)
 
 
 def find_images(data, download=True):
-    """Finds the data set; never falls back to anything in silence.
-
-    `data` is the setting CXR_DATA (`Config.data`). Returns (root, source): the folder that holds
-    train/, val/ and test/, None where only the download is left and not wanted; and "sample",
-    "folder" or "kaggle" (version 2 as downloaded). UserError lists what was tried, and ways out.
-    """
+    """Finds the data set that `data` (`Config.data`) names, and no other. Returns (root, source):
+    the folder that holds train/, val/ and test/, None where only the download is left and not
+    wanted; and "sample", "folder" or "kaggle". UserError lists what was tried, and ways out."""
     if data == "sample":
         check_sample()
         return SAMPLE, "sample"
-    owner, name = KAGGLE_NAME.split("/")
-    looked = (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name, LOCAL_SET)
-    tried = []
+    mounted, tried = KAGGLE_INPUT / Path(KAGGLE_NAME).name, []
+    looked = (mounted, KAGGLE_INPUT / "datasets" / KAGGLE_NAME, LOCAL_SET)
     for folder in {"": looked, "kaggle": ()}.get(data, (Path(data).expanduser(),)):
         if root := find_root(folder):
             return root, "folder"
@@ -75,30 +74,61 @@ def _download(tried):
     except Exception as error:  # network, quota, disk. Its text can hold a token: only its kind
         kinds = [kind.__name__ for kind in type(error).__mro__]
         status = getattr(getattr(error, "response", None), "status_code", None)
-        hints = (_DOWNLOAD_HINTS.get(key) for key in (status, *kinds))
-        hint = next(filter(None, hints), "try again later, or fetch it by hand (data/README.md)")
+        hints = filter(None, map(_HINTS.get, (status, *kinds)))
+        hint = next(hints, "try again later, or fetch it by hand (data/README.md)")
         tried.append(f"download with kagglehub: {kinds[0]}, HTTP status {status}: {hint}")
         return None
     if not (root := find_root(folder)):
-        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete that "
-                     "folder and run this cell again; if Colab mounted it, set "
-                     "DISABLE_COLAB_CACHE=1 first")  # fmt: skip
+        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete it, "
+                     "or if Colab mounted it, set DISABLE_COLAB_CACHE=1; try again")  # fmt: skip
     return root
 
 
 def check_sample():
     """UserError, which names every file, where data/sample is not what its manifest lists."""
+    found = {p.relative_to(SAMPLE).as_posix(): checksum(p) for p in SAMPLE.glob("*/*/[!.]*")}
+    expected, problems = {}, []
     try:
         expected = pd.read_csv(SAMPLE / "manifest.csv", index_col="file")["sha256"].to_dict()
     except (OSError, ValueError, KeyError) as error:
-        problems = [f"manifest.csv: missing or damaged ({type(error).__name__})"]
-    else:
-        found = {p.relative_to(SAMPLE).as_posix(): checksum(p) for p in SAMPLE.glob("*/*/[!.]*")}
-        problems = [f"{name}: missing" for name in sorted(expected.keys() - found)]
-        problems += [f"{name}: not part of the sample" for name in sorted(found.keys() - expected)]
-        both = sorted(found.keys() & expected)
-        problems += [f"{name}: changed" for name in both if found[name] != expected[name]]
+        found, problems = {}, [f"manifest.csv: missing or damaged ({type(error).__name__})"]
+    for name in sorted({**found, **expected}):
+        reason = "changed" if name in expected else "not part of the sample"
+        if found.get(name) != expected.get(name):
+            problems.append(f"{name}: {reason if name in found else 'missing'}")
     if problems:
-        raise UserError(f"data/sample is not as it was published ({len(problems)}):\n  "
-                        + "\n  ".join(problems) + "\nRestore it: git checkout data/sample, or "
-                        "fetch the project again.")  # fmt: skip
+        lines = f"data/sample is not as it was published ({len(problems)}):", *problems
+        hint = "Restore it: git checkout data/sample, or fetch the project again."
+        raise UserError("\n  ".join(lines) + f"\n{hint}")
+
+
+def parse_name(kind, name):
+    """(class, series, number) of a file name in a folder NORMAL or PNEUMONIA, else None."""
+    if not (match := re.fullmatch(_NAMES.get(kind, ""), name, re.I)):
+        return None
+    series = match["series"].upper() if kind == "NORMAL" else match["series"].lower()
+    causes = {"bacteria": "bacterial", "virus": "viral"}
+    return causes.get(series, "normal"), series, int(match["n"])
+
+
+def read_metadata(root):
+    """One row per image, from names alone: a DataFrame of strings, sorted by file (relative to
+    `root`, with slashes), source_split (Kaggle's folder), class2 and class3 (of CLASS_NAMES),
+    series (bacteria, virus, IM or NORMAL2-IM) and patient: series and number, because each series
+    counts anew. UserError lists all folders without images and all names of an unknown form."""
+    rows, problems = [], []
+    for split, kind in product(SOURCE_SPLITS, _NAMES):
+        names = sorted(path.name for path in Path(root, split, kind).glob("[!.]*"))
+        problems += [] if names else [f"{split}/{kind}: missing or empty folder"]
+        for name in names:
+            file, parsed = f"{split}/{kind}/{name}", parse_name(kind, name)
+            if not parsed:
+                problems.append(f"{file}: not a name of this data set")
+                continue
+            class3, series, number = parsed
+            rows.append((file, split, kind.lower(), class3, series, f"{series}-{number}"))
+    if problems:
+        lines = f"{root} is not the data set in Kaggle's layout:", *problems
+        raise UserError("\n  ".join(lines) + "\nFetch it again (data/README.md), or mend this.")
+    columns = ["file", "source_split", "class2", "class3", "series", "patient"]
+    return pd.DataFrame(sorted(rows), columns=columns)

@@ -14,32 +14,16 @@ FINISHED = 10**6  # an epoch beyond any: `fit` has nothing left to do
 _COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
 
 
-class TestAccuracy(keras.callbacks.Callback):
-    """Adds `test_accuracy` to every epoch's record, for a look back at the stopping rules. Nothing
-    in the training sees it. Comes before `TrainingCheckpoint`, which keeps the record."""
-
-    __test__ = False  # not a test for pytest
-
-    def __init__(self, test_data):
-        super().__init__()
-        self.test_data = test_data
-
-    def on_epoch_end(self, epoch, logs=None):
-        result = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
-        logs["test_accuracy"] = result["accuracy"]
-
-
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Keeps a training's whole state after every epoch, and goes on from it: the model's variables
-    (random state included), the optimizer's, the best weights, early stopping's counters and the
-    history, in one file that arrives in one step. Comes last in the list of callbacks.
+    """Keeps a training's whole state after every epoch, and goes on from it: the variables of model
+    (random state included) and optimizer, the best weights (early stopping restores them at the
+    end), its counters, the history, in one file that arrives in one step. The last callback.
 
     Args:
         config, name, images: `Config`, name of the run's folder, `ImageCache`.
         early_stopping: a fresh keras.callbacks.EarlyStopping with restore_best_weights.
         shuffle: `EpochShuffle` of the training images.
-        retrain: train anew even if the run is finished.
-        use_published: take the published weights instead of training.
+        retrain, use_published: train anew even if the run is finished; take published weights.
         kept: the model whose weights are saved, where it is not the one that is trained.
         settings: anything else the result depends on.
     """
@@ -58,26 +42,24 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
         return pd.DataFrame(self.rows)
 
-    def restore(self, model):
-        """Puts back what there is, the published run, a finished one, or an interrupted training,
-        into a compiled model; returns the epoch to go on from, for `fit`'s `initial_epoch`.
-        UserError where the finished run has other settings or images."""
-        self.settings = self._describe(model)
+    def restore(self, model, test_data=None):
+        """Puts back what there is, the published run, a finished one or an interrupted training,
+        into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
+        finished run has other settings or images. With `test_data` the history gets
+        `test_accuracy`, for a look back at the stopping rules; nothing in the training sees it."""
+        self.settings, self.test_data, name = self._describe(model), test_data, self.name
         if self.use_published:
-            if run := find_published_run(self.name, need_weights=True):
-                return self._take(run, model, "the published run, not trained here")
-            raise UserError(f"No weights of {self.name} are published: untick "
-                            "USE_PUBLISHED_WEIGHTS and train.")  # fmt: skip
-        run = None if self.retrain else find_own_run(self.config, self.name)
-        if run is None:
+            words = "the published run, not trained here"
+            if not (run := find_published_run(name, need_weights=True)):
+                raise UserError(f"No weights of {name} are published: untick USE_PUBLISHED_WEIGHTS")
+        elif self.retrain or not (run := find_own_run(self.config, name)):
             return self._load_state(model)
-        if changed := _differences(run.info["settings"], self.settings):
-            found = f"{display_path(run.folder)} holds a training with other settings ({changed})"
-            raise UserError(f"{found}. Tick RETRAIN to replace it, or set another OUT (CXR_OUT).")
-        return self._take(run, model, f"trained before, in {display_path(run.folder)}")
-
-    def _take(self, run, model, words):
-        print(f"{self.name}: {words}, {len(run.history)} epochs. Its weights are loaded.")
+        elif changed := _differences(run.info["settings"], self.settings):
+            words = f"{display_path(run.folder)} was trained with other settings ({changed})"
+            raise UserError(f"{words}. Tick RETRAIN to replace it, or set another OUT (CXR_OUT).")
+        else:
+            words = f"trained before, in {display_path(run.folder)}"
+        print(f"{name}: {words}, {len(run.history)} epochs. Its weights are loaded.")
         warn_other_images(run, self.images)
         run.load_weights(self.kept or model)
         self.rows, self.is_new = run.history.to_dict("records"), False
@@ -112,19 +94,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         return FINISHED if state["stopped"] else len(self.rows)
 
     def on_train_begin(self, logs=None):
-        for name, value in self.counters.items():  # early stopping has just reset itself
-            setattr(self.early_stopping, name, value)
-
-    def on_train_end(self, logs=None):
-        if self.early_stopping.best_weights is not None:  # some Kerases restore on a stop only
-            self.model.set_weights(self.early_stopping.best_weights)
+        vars(self.early_stopping).update(self.counters)  # it has just reset itself
 
     def on_epoch_begin(self, epoch, logs=None):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds, stopping = round(time.perf_counter() - self.began, 2), self.early_stopping
-        measures = {name: float(value) for name, value in logs.items()}
+        if self.test_data:
+            test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
+            logs["test_accuracy"] = test["accuracy"]
+        measures, stopping = {k: float(logs[k]) for k in logs}, self.early_stopping
+        seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
         variables = [*self.model.variables, *self.model.optimizer.variables]
         arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
@@ -155,10 +135,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             **self.extra,
         }  # fmt: skip
         skip = ("name", "build_config", "registered_name", "module")  # differ between equal objects
-        return json.loads(
-            json.dumps(settings, default=str),
-            object_hook=lambda found: {k: v for k, v in found.items() if k not in skip},
-        )
+        content = json.dumps(settings, default=str)
+        return json.loads(content, object_hook=lambda d: {k: d[k] for k in d if k not in skip})
 
 
 def _differences(old, new):

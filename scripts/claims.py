@@ -19,10 +19,9 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cxr import reported, runs
+from cxr import reference, runs
 from cxr.files import PROJECT, atomic_write
-from cxr.reference import MAIN_IMAGES, sensitivity_table, stopping_epoch
-from cxr.reported import REPORTED
+from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epoch
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 S06 = "06_beyond"
@@ -175,8 +174,8 @@ def counts(info):
 
 def counted(info):
     found = counts(info).sum().to_dict()
-    words = ", ".join(f"{split} {found[split]:,}" for split in reported.KAGGLE_COUNTS)
-    return f"{sum(found.values()):,}: {words}", found == reported.KAGGLE_COUNTS
+    words = ", ".join(f"{split} {found[split]:,}" for split in reference.KAGGLE_COUNTS)
+    return f"{sum(found.values()):,}: {words}", found == reference.KAGGLE_COUNTS
 
 
 def average_size(info):
@@ -185,7 +184,7 @@ def average_size(info):
     groups, sides = sizes.groupby("class3"), ["width", "height"]
     mean = groups.mean().mul(share / share.sum(), axis=0).sum()[sides].to_numpy()
     error = 1.96 * groups.sem().mul(share / share.sum(), axis=0).pow(2).sum()[sides] ** 0.5
-    orders = (reported.AVERAGE_SIZE, reported.AVERAGE_SIZE[::-1])
+    orders = (reference.AVERAGE_SIZE, reference.AVERAGE_SIZE[::-1])
     words = " x ".join(f"{m:,.0f} ± {e:.0f}" for m, e in zip(mean, error, strict=True))
     holds = any((abs(mean - np.array(order)) <= error).all() for order in orders)
     return f"{words} pixels: mean and 95% CI of {len(sizes):,} originals", holds
@@ -195,7 +194,7 @@ def prevalence(info):
     normal, every = counts(info).loc["normal"], counts(info).sum()
     test, whole = 1 - normal["test"] / every["test"], 1 - normal.sum() / every.sum()
     words = f"{test:.1%} of the test images, which the report means; {whole:.1%} of all"
-    return words, abs(test - reported.PNEUMONIA_SHARE) < 0.0051  # the report rounds
+    return words, abs(test - reference.PNEUMONIA_SHARE) < 0.0051  # the report rounds
 
 
 def ordered(info):
@@ -227,7 +226,7 @@ FACTS = {  # from run.json to (words, whether the claim holds), or nothing: ther
         f"{(different := info['originals_different'])} of {n:,} originals differ from load_img",
         not different),
     "split": lambda info: (f"{(share := info['validation_share']):.1%}",
-                           abs(share - reported.VALIDATION_SHARE) < 0.005),
+                           abs(share - reference.VALIDATION_SHARE) < 0.005),
     "scaled": lambda info: (
         "{} channels, values from {:g} to {:g}".format(info["channels"], *info["range"]),
         info["channels"] == 3 and 0 <= min(info["range"]) <= max(info["range"]) <= 1),
@@ -272,7 +271,7 @@ def stand_in(rows):
 def claims(table):
     """The claims table: DataFrame with claim, report, images, published, verdict, section."""
     rows = []
-    for claim, (section, report) in reported.CLAIMS.items():
+    for claim, (section, report) in reference.CLAIMS.items():
         found, images, words, parts = {}, "", "", PARTS[claim]
         seeded = {name for part in parts.values() if "fact" not in part for name in part["runs"]}
         try:

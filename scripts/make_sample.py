@@ -13,8 +13,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cxr.files import checksum
-from cxr.index import CLASS_NAMES, read_metadata
-from cxr.source import SAMPLE, check_sample
+from cxr.source import CLASS_NAMES, SAMPLE, check_sample, read_metadata
 
 SEED, TRAIN_IMAGES, FULL_IMAGES = 0, 640, 5856
 

@@ -21,7 +21,7 @@ from cxr.config import setup
 from cxr.files import RESULTS
 from cxr.runs import ModelRun, run_name
 
-TEST_ACCURACY = ("stopping, checkpoint]", "stopping, utils.TestAccuracy(test_data), checkpoint]")
+TEST_ACCURACY = ("checkpoint.restore(", "checkpoint.restore(test_data=test_data, model=")
 UNSTRATIFIED = ("(images.metadata, config)", "(images.metadata, config, stratify=False)")
 RAISED_CAP = ("else 100", "else 300")
 PAST_STOP = [("else 50", "else 25"), ("if not config.quick:", "if False:")]

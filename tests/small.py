@@ -47,7 +47,7 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
         killed_after: epoch whose state is kept last.
         hook: called with the number of each epoch before its state is kept.
         change: what a newcomer does to the datasets.
-        follow: with `TestAccuracy`.
+        follow: with the accuracy on the test images of each epoch.
         plain: without `TrainingCheckpoint`, as any Keras code; nothing is saved.
         options: of `TrainingCheckpoint`.
 
@@ -69,14 +69,13 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     early_stopping = keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
     checkpoint = utils.TrainingCheckpoint(config, name, images, early_stopping, shuffle, **options)
     callbacks = [early_stopping, at_end(hook or bool), checkpoint, at_end(kill)]
-    if follow:
-        callbacks.insert(0, utils.TestAccuracy(utils.make_dataset(images, test, 2, 2)))
+    test_data = utils.make_dataset(images, test, 2, 2) if follow else None
     if plain:
         set_epoch = keras.callbacks.LambdaCallback(
             lambda epoch, _: setattr(shuffle, "epoch", epoch)
         )
         callbacks = [early_stopping, set_epoch]
-    first = 0 if plain else checkpoint.restore(model)
+    first = 0 if plain else checkpoint.restore(model, test_data)
     done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
                      callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])

@@ -11,10 +11,9 @@ from claims import COMPATIBLE, NOT_REPRODUCED, REPRODUCED, S02, S03, S04, S05, S
 from PIL import Image
 from scipy import stats
 
-from cxr import reported, runs
+from cxr import reference, runs
 from cxr.files import PROJECT
-from cxr.reference import MAIN_IMAGES
-from cxr.reported import REPORTED
+from cxr.reference import MAIN_IMAGES, REPORTED
 
 NOTEBOOKS = {path.name: path for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))}
 PROSE = {"claims.md": runs.RESULTS / "claims.md", "README.md": PROJECT / "README.md",
@@ -50,7 +49,7 @@ def judge(monkeypatch):
     """The row of one claim, from a table of runs."""
 
     def row(table, claim):
-        monkeypatch.setattr(claims.reported, "CLAIMS", {claim: ("", "")})
+        monkeypatch.setattr(claims.reference, "CLAIMS", {claim: ("", "")})
         return claims.claims(table).iloc[0]
 
     return row
@@ -87,7 +86,7 @@ def test_every_marker_has_its_end_and_a_known_key(page, facts):
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_claim_names_a_section_of_its_notebook(notebook):
     headings = re.findall(r"^#+ (.+)", markdown(NOTEBOOKS[notebook]), re.M)
-    for claim, (places, _) in reported.CLAIMS.items():
+    for claim, (places, _) in reference.CLAIMS.items():
         for place in places.split(", "):
             found = any(heading.startswith(place[3:]) for heading in headings)
             assert found or place[:2] != notebook[:2], (claim, place)
@@ -100,7 +99,7 @@ def test_the_rules_in_words_name_the_numbers_of_the_code():
     [kept] = [part["margin"] for parts in claims.PARTS.values() for part in parts.values()
               if "margin" in part]  # fmt: skip
     assert f"lower by {100 * kept:.0f} points" in text
-    assert list(reported.CLAIMS) == sorted(claims.PARTS) == [f"C{n:02}" for n in range(1, 30)]
+    assert list(reference.CLAIMS) == sorted(claims.PARTS) == [f"C{n:02}" for n in range(1, 30)]
 
 
 def test_numbers_are_filled_into_prose_and_nothing_else_changes(published, tmp_path, monkeypatch):
@@ -305,16 +304,16 @@ def test_the_reports_numbers_of_a_model(name, accuracy, epochs, counts, trainabl
     assert [row[2] for row in report.get("layers", [(0, 0, sum(counts))])] == counts
     words = f"{sum(counts):,} parameters", f" {epochs} epochs", f" {accuracy:.0%} accuracy"
     for claim, word in zip(claims_.split(), words, strict=True):
-        assert word in reported.CLAIMS[claim][1]
+        assert word in reference.CLAIMS[claim][1]
 
 
 def test_the_reports_other_numbers():
-    assert reported.IMAGES == sum(reported.KAGGLE_COUNTS.values()) == 5856  # section Data
-    assert reported.KAGGLE_COUNTS == {"train": 5216, "val": 16, "test": 624}  # Kaggle's page
-    assert set(reported.AVERAGE_SIZE) == {1500, 1700}  # section Data
-    assert (reported.VALIDATION_SHARE, reported.PNEUMONIA_SHARE) == (0.2, 0.63)  # Data; II
+    assert reference.IMAGES == sum(reference.KAGGLE_COUNTS.values()) == 5856  # section Data
+    assert reference.KAGGLE_COUNTS == {"train": 5216, "val": 16, "test": 624}  # Kaggle's page
+    assert set(reference.AVERAGE_SIZE) == {1500, 1700}  # section Data
+    assert (reference.VALIDATION_SHARE, reference.PNEUMONIA_SHARE) == (0.2, 0.63)  # Data; II
     confusion = np.array(REPORTED[S02]["confusion"])  # section II
     assert confusion.tolist() == [[234 - 111, 111], [390 - 388, 388]]
     words = {"C01": "5,856", "C02": "1500 x 1700", "C03": "20%", "C13": "63%", "C04": "224 x 224",
              "C12": "388 of 390 pneumonia found, 111 of 234"}  # fmt: skip
-    assert all(number in reported.CLAIMS[claim][1] for claim, number in words.items())
+    assert all(number in reference.CLAIMS[claim][1] for claim, number in words.items())

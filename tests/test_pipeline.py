@@ -198,7 +198,7 @@ def test_features_are_computed_once_and_anew_where_anything_changes(setting, mon
 
     die_at = 2
     monkeypatch.setattr(keras.Model, "predict_on_batch", counted)
-    monkeypatch.setattr(cxr.features, "BATCH", 8)
+    monkeypatch.setattr(cxr.pipeline, "BATCH", 8)
     with pytest.raises(KeyboardInterrupt):
         extract(setting, frozen)
     assert not list(config.cache_dir.glob("*features*")), "taken for whole, or litter"

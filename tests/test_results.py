@@ -9,10 +9,9 @@ import pytest
 import utils
 from cxr import runs
 from cxr.cache import KNOWN_TEST_IMAGES
-from cxr.index import CLASS_NAMES, parse_name
-from cxr.reference import MAIN_IMAGES
-from cxr.reported import KAGGLE_COUNTS, REPORTED
+from cxr.reference import KAGGLE_COUNTS, MAIN_IMAGES, REPORTED
 from cxr.runs import RESULTS, WEIGHTS, ModelRun
+from cxr.source import CLASS_NAMES, parse_name
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/seed-*/*/run.json"))
 MODELS = [folder for folder in FOLDERS if folder.name != "01_data"]

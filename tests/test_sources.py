@@ -42,7 +42,7 @@ def test_a_named_folder_with_kaggles_nesting_inner_copy_and_hidden_files(tiny_se
         for name in (".DS_Store", "._IM-0001-0001.jpeg"):
             (root / "train" / "NORMAL" / name).write_bytes(b"x")
         assert find_images(str(tmp_path)) == (root, "folder")
-        assert len(cxr.index.read_metadata(root)) == 24
+        assert len(cxr.source.read_metadata(root)) == 24
 
 
 @pytest.mark.parametrize("mounted", ["{name}", "{name}/chest_xray", "datasets/{owner}/{name}"])
@@ -98,7 +98,7 @@ def http_error(status):
         (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
         (http_error(403), "403: .*accept its terms"),
         (http_error(429), "429: too many requests"),
-        (http_error(503), "503: Kaggle does not answer"),
+        (http_error(503), "503: the network or Kaggle is too slow"),
         (requests.exceptions.ConnectionError(MARK), "no network"),
         (requests.exceptions.ReadTimeout(MARK), "too slow .* what has arrived is kept"),
         (requests.exceptions.ChunkedEncodingError(MARK), "what has arrived is kept"),
@@ -140,10 +140,10 @@ def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set):
         path.unlink()
     (root / "val").rename(root / "validation")
     with pytest.raises(utils.UserError) as error:
-        cxr.index.read_metadata(root)
+        cxr.source.read_metadata(root)
     for words in ("train/NORMAL/scan7.jpeg: not a name", "train/NORMAL/loop: not a name",
-                  "train/PNEUMONIA/IM-0002-0001.jpeg: not a name", "test/NORMAL: empty folder",
-                  "val/NORMAL: No such file", "val/PNEUMONIA: No such file",
+                  "train/PNEUMONIA/IM-0002-0001.jpeg: not a name", "test/NORMAL: missing or empty",
+                  "val/NORMAL: missing or empty", "val/PNEUMONIA: missing or empty",
                   "data/README.md"):  # fmt: skip
         assert words in str(error.value)
 
