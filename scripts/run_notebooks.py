@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 PROJECT = Path(__file__).resolve().parents[1]
 WHOLE, REPORTS_OWN = 5856, "chest_xray_nearest224"  # images; label of the report's preparation
-WITH_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer")  # 04's are too large
+WITH_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer", "06_beyond")
 PATHS = ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS", "CXR_XCEPTION_WEIGHTS")
 NO_PATHS = ("", "kaggle", "sample", "imagenet", "random")  # what else these may hold
 
