@@ -8,7 +8,6 @@ import h5py
 import pandas as pd
 import pytest
 import small
-import synthetic
 from small import FILES, NAME
 
 import cxr
@@ -18,7 +17,7 @@ import utils
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    data = synthetic.make_tiny_set(folder / "set")
+    data = small.make_tiny_set(folder / "set")
     config = utils.setup(data=str(data), out=str(folder / "out"), mode="full")
     return config, utils.load_images(config), small.train(config, epochs=2)
 
