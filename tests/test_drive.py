@@ -142,35 +142,29 @@ def test_a_kernel_restart_on_the_same_machine_is_no_news(colab, monkeypatch, cap
         assert before == {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*")}
 
 
-def test_a_file_that_does_not_fit_holds_no_other_back(colab, refuse, capsys):
-    """The cached pixels are refused, the run after them is taken; one line says so."""
-    refuse(lambda source, target: source.stat().st_size > 500_000)
+def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_after_its_files(
+    colab, refuse, capsys
+):
+    def describe():
+        return colab.config.drive.describe(colab.config.output_dir)
+
+    refuse(lambda _, target: "pixels.npy" in target.name or "model.weights.h5" in target.name)
     colab.setup()
     colab.finish_run()
-    colab.assert_on_drive()
-    cache = contents(colab.folder.parents[1] / "cache")
-    assert {path.name for path in cache} == {"metadata.csv"}
+    taken = {path.name for path in contents(colab.my_drive)}
+    assert taken == {"metadata.csv", "history.csv", "predictions.csv"}
     said = capsys.readouterr().out
     assert said.count("Drive does not take or give files (No space left on device)") == 1
-    assert "Drive takes files again" not in said
-    refuse(lambda *_: False)
-    colab.setup()
-    colab.assert_same_everywhere()
-
-
-def test_run_json_is_never_there_before_its_files(colab, refuse, capsys):
-    refuse(lambda _, target: "model.weights.h5" in target.name)
-    colab.setup()
-    colab.finish_run()
-    taken = {path.name for path in colab.folder.iterdir()}
-    assert taken == {"history.csv", "predictions.csv"}
-    place = colab.config.drive.describe(colab.config.output_dir)
-    assert "not on Drive (No space left on device): it is lost with this session" in place
-    refuse(lambda *_: False)
+    assert "not on Drive (No space left on device): it is lost with this session" in describe()
+    refuse(lambda _, target: "pixels.npy" in target.name)
     colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
-    assert "Drive takes files again" in capsys.readouterr().out
-    assert "(Drive; a copy" in colab.config.drive.describe(colab.config.output_dir)
+    assert not list(colab.my_drive.rglob("info.json"))
+    refuse(lambda *_: False)
+    colab.finish_run(name="04_other")
+    colab.assert_same_everywhere()
+    assert capsys.readouterr().out.count("Drive takes files again") == 1
+    assert "(Drive; a copy" in describe()
 
 
 def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, capsys):

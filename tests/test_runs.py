@@ -119,6 +119,18 @@ def test_ones_own_run_comes_before_a_published_one_and_the_reports_images_before
     assert "your own run" in capsys.readouterr().out
 
 
+def test_the_published_run_never_replaces_ones_own(finished, run, publish, capsys):
+    config, _ = run
+    with pytest.raises(utils.UserError, match="No weights of 02_small are published: untick"):
+        small.train(config, use_published=True)
+    publish("nearest", "nearest neighbours", weights=True)
+    small.train(config, epochs=1, retrain=True)
+    mine = small.contents(config.output_dir)
+    small.assert_same(finished[2], small.train(config, use_published=True, rate=5e-2))
+    assert "the published run, not trained here" in capsys.readouterr().out
+    assert small.contents(config.output_dir) == mine
+
+
 def test_choices_are_part_of_the_name():
     assert utils.run_name("05_cnn1_transfer", dropout=0.2, patience=3) == "05_cnn1_transfer"
     named = utils.run_name("05_cnn1_transfer", dropout=0.5, patience=10)

@@ -85,7 +85,8 @@ def test_an_unfinished_training_with_other_settings_starts_anew(whole, config, k
 
 
 def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, killed, capsys):
-    """And a retraining that was killed goes on, with RETRAIN still ticked."""
+    """And a retraining that was killed goes on, with RETRAIN still ticked; a first training that
+    was killed does not."""
     small.train(config, epochs=1)
     folder = config.output_dir / NAME
     old = small.contents(folder)
@@ -94,13 +95,9 @@ def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, 
     capsys.readouterr()
     assert_same(whole, small.train(config, retrain=True))
     assert "Going on after epoch 2" in capsys.readouterr().out
-    assert len(utils.load_run(config, NAME, utils.load_images(config)).history) == len(whole[0])
     assert {path.name for path in folder.iterdir()} == small.FILES
-
-
-def test_retrain_over_an_interrupted_first_training_starts_anew(whole, config, killed, capsys):
-    killed(2)
-    assert_same(whole, small.train(config, retrain=True))
+    killed(1, name="02_first")
+    assert_same(whole, small.train(config, "02_first", retrain=True))
     assert "Going on" not in capsys.readouterr().out
 
 
@@ -127,28 +124,6 @@ def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
         history = small.train(config, f"02_{number}", epochs=0)[0]
         assert len(history) == (number == 0)
         assert ("training.npz is damaged" in capsys.readouterr().out) == (number > 0)
-
-
-def test_the_published_run_never_replaces_ones_own(config, tmp_path, monkeypatch, capsys):
-    for name in ("results", "weights"):
-        monkeypatch.setattr(utils.runs, name.upper(), tmp_path / name)
-    with pytest.raises(utils.UserError, match="No weights of 02_small are published: untick"):
-        small.train(config, use_published=True)
-    theirs = small.train(config, epochs=1)
-    published = tmp_path / "results" / "some_images" / "seed-0" / NAME
-    published.parent.mkdir(parents=True)
-    (config.output_dir / NAME).rename(published)
-    (tmp_path / "weights").mkdir()
-    (published / "model.weights.h5").rename(tmp_path / "weights" / f"{NAME}.weights.h5")
-
-    assert_same(theirs, small.train(config, use_published=True))
-    assert "the published run, not trained here" in capsys.readouterr().out
-    assert not (config.output_dir / NAME).exists()
-    ours = small.train(config, epochs=2)
-    mine = small.contents(config.output_dir)
-    assert_same(theirs, small.train(config, use_published=True, rate=5e-2))
-    assert small.contents(config.output_dir) == mine
-    assert_same(ours, small.train(config, epochs=2))
 
 
 FSYNC = {"the second state": 5, "a retraining's run.json": 7}  # which one
