@@ -56,18 +56,12 @@ def build_model(rate):
 
 def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
           change=lambda dataset: dataset, follow=False, plain=False, **options):  # fmt: skip
-    """Trains as the notebooks do, and saves the run.
+    """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
 
-    Args:
-        killed_after: epoch whose state is kept last.
-        hook: called with the number of each epoch before its state is kept.
-        change: what a newcomer does to the datasets.
-        follow: with `TestAccuracy`.
-        plain: without `TrainingCheckpoint`, as any Keras code; nothing is saved.
-        options: of `TrainingCheckpoint`.
-
-    Returns:
-        (history without seconds, predictions, weights).
+    `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
+    epoch before its state is kept; `change` is what a newcomer does to the dataset; `follow` adds
+    `TestAccuracy`; `plain` leaves `TrainingCheckpoint` out, as any Keras code, and saves nothing.
+    Returns (history, predictions, weights).
     """
 
     def kill(epoch):
@@ -87,19 +81,15 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     if follow:
         callbacks.insert(0, utils.TestAccuracy(utils.make_dataset(images, test, 2, 2)))
     if plain:
-        set_epoch = keras.callbacks.LambdaCallback(
-            lambda epoch, _: setattr(shuffle, "epoch", epoch)
-        )
-        callbacks = [early_stopping, set_epoch]
+        callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
     first = 0 if plain else checkpoint.restore(model)
     done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
                      callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])
     predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
-    if plain:
-        return pd.DataFrame(done.history), predictions, model.get_weights()
-    utils.save_run(checkpoint, model, predictions)
-    history = checkpoint.history.drop(columns="seconds", errors="ignore")
+    if not plain:
+        utils.save_run(checkpoint, model, predictions)
+    history = pd.DataFrame(done.history) if plain else checkpoint.history
     return history, predictions, model.get_weights()
 
 

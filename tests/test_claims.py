@@ -16,18 +16,11 @@ from cxr.files import PROJECT
 from cxr.reference import MAIN_IMAGES
 from cxr.reported import REPORTED
 
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-
 
 @pytest.fixture(scope="module")
 def published():
     """The published runs as `read_runs` gives them. Tests change copies."""
     return claims.read_runs()
-
-
-@pytest.fixture(scope="module")
-def facts(published):
-    return claims.facts(published)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +55,11 @@ def markdown(path):
     return text
 
 
-def test_pages_and_figure_say_what_results_say(files, facts):
+def test_pages_and_figure_say_what_results_say(files, published):
     differ = [path.name for path, text in files.items() if path.read_text("utf-8") != text]
     assert not differ, "make results"
     with Image.open(runs.RESULTS / "accuracy.png") as drawn:
-        assert drawn.text["Description"] == facts["models"], "make results"
+        assert drawn.text["Description"] == claims.facts(published)["models"], "make results"
 
 
 def test_every_marker_has_its_end_and_the_tables_are_where_they_belong(files):
@@ -79,7 +72,8 @@ def test_every_marker_has_its_end_and_the_tables_are_where_they_belong(files):
 
 
 def test_every_claim_names_a_section_of_its_notebook():
-    headings = {p.name[:2]: re.findall(r"^#+ (.+)", markdown(p), re.M) for p in NOTEBOOKS}
+    notebooks = (PROJECT / "notebooks").glob("*.ipynb")
+    headings = {p.name[:2]: re.findall(r"^#+ (.+)", markdown(p), re.M) for p in notebooks}
     for claim, (places, _) in reported.CLAIMS.items():
         for place in places.split(", "):
             assert any(h.startswith(place[3:]) for h in headings[place[:2]]), (claim, place)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -135,13 +136,10 @@ def files_in(folder):
     }
 
 
-class Rehearsal:
-    """What the two sessions printed and left."""
-
-
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, python, repository):
-    place, found = tmp_path_factory.mktemp("colab"), Rehearsal()
+    """What the two sessions printed and left."""
+    place, found = tmp_path_factory.mktemp("colab"), types.SimpleNamespace()
     drive = place / "drive"
     drive.mkdir()
     before = files_in(python.parent.parent)

@@ -16,20 +16,15 @@ import utils
 layers = keras.layers
 
 
-COUNTS = {"train": (1341, 2530, 1345), "val": (8, 8, 0), "test": (234, 242, 148)}  # Kaggle's
-
-
 def kaggles_metadata():
-    """Metadata with Kaggle's counts, two images per patient, without any file."""
-    rows = []
-    for split, counts in COUNTS.items():
-        for label, series, count in zip(utils.CLASS_NAMES[3], ("IM", "bacteria", "virus"), counts,
-                                        strict=True):  # fmt: skip
-            class2 = "normal" if label == "normal" else "pneumonia"
-            rows += [(f"{split}/{label}/{n:05d}.jpeg", split, class2, label, series,
-                      f"{series}-{split}-{n // 2}") for n in range(count)]  # fmt: skip
-    columns = ["file", "source_split", "class2", "class3", "series", "patient"]
-    return pd.DataFrame(sorted(rows), columns=columns)
+    """What a split goes by, with Kaggle's counts and two images per patient, without any file."""
+    kaggles = {"train": (1341, 2530, 1345), "val": (8, 8, 0), "test": (234, 242, 148)}
+    series = ("IM", "bacteria", "virus")
+    rows = [(f"{split}/{label}/{n:05d}.jpeg", split, label, f"{kind}-{split}-{n // 2}")
+            for split, counts in kaggles.items()
+            for label, kind, count in zip(utils.CLASS_NAMES[3], series, counts, strict=True)
+            for n in range(count)]  # fmt: skip
+    return pd.DataFrame(sorted(rows), columns=["file", "source_split", "class3", "patient"])
 
 
 def assign(seed=0, quick=False, **options):

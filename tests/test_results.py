@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import run_notebooks
 
 import utils
 from cxr import runs
@@ -16,7 +17,6 @@ from cxr.runs import RESULTS, WEIGHTS
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/seed-*/*/run.json"))
 MODELS = [folder for folder in FOLDERS if folder.name != "01_data"]
-SHIPPED = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer")
 
 
 def name(folder):
@@ -193,7 +193,7 @@ def test_the_facts_of_notebook_01_agree_with_each_other():
 
 def test_weights_are_those_of_the_published_runs_with_seed_0():
     main = RESULTS / MAIN_IMAGES / "seed-0"
-    expected = {name for name in SHIPPED if (main / name / "run.json").exists()}
+    expected = {name for name in run_notebooks.WITH_WEIGHTS if (main / name / "run.json").exists()}
     assert {path.name.removesuffix(".weights.h5") for path in WEIGHTS.iterdir()} == expected
     assert all(utils.ModelRun(main / name).has_weights for name in expected)
     assert all(path.stat().st_size < 2_000_000 for path in WEIGHTS.iterdir())

@@ -61,7 +61,7 @@ def test_a_run_holds_all_that_later_notebooks_need(finished, run):
     history, predictions, weights = finished[2]
     found, model = utils.load_run(config, NAME, images), small.build_model(0.1)
     assert {path.name for path in found.folder.iterdir()} == FILES
-    pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), history)
+    pd.testing.assert_frame_equal(found.history, history)
     pd.testing.assert_frame_equal(found.predictions, predictions.reset_index(drop=True))
     found.load_weights(model)
     assert all((a == b).all() for a, b in zip(model.get_weights(), weights, strict=True))
