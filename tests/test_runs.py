@@ -131,12 +131,6 @@ def test_the_published_run_never_replaces_ones_own(finished, run, publish, capsy
     assert small.contents(config.output_dir) == mine
 
 
-def test_choices_are_part_of_the_name():
-    assert utils.run_name("05_cnn1_transfer", dropout=0.2, patience=3) == "05_cnn1_transfer"
-    named = utils.run_name("05_cnn1_transfer", dropout=0.5, patience=10)
-    assert named == "05_cnn1_transfer-dropout-0.5-patience-10"
-
-
 def test_a_setting_that_cannot_be_is_named(make_config):
     for setting, value in ("mode", "smoke"), ("seed", "-1"), ("seed", "one"), ("seed", "1.5"):
         with pytest.raises(utils.UserError, match=rf"\(CXR_{setting.upper()}\) is '{value}'"):

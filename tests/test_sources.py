@@ -21,8 +21,6 @@ def nowhere(monkeypatch, tmp_path):
     """No Kaggle input, no data/chest_xray, and a download that fails until `result` is set."""
     monkeypatch.setattr(cxr.source, "KAGGLE_INPUT", tmp_path / "kaggle" / "input")
     monkeypatch.setattr(cxr.source, "LOCAL_SET", tmp_path / "data" / "chest_xray")
-    stand_in = types.ModuleType("kagglehub")
-    stand_in.calls, stand_in.result = [], OSError("no route to host")
 
     def dataset_download(handle):
         stand_in.calls.append(handle)
@@ -30,19 +28,20 @@ def nowhere(monkeypatch, tmp_path):
             raise stand_in.result
         return str(stand_in.result)
 
-    stand_in.dataset_download = dataset_download
+    stand_in = types.SimpleNamespace(calls=[], dataset_download=dataset_download)
+    stand_in.result = OSError("no route to host")
     monkeypatch.setitem(sys.modules, "kagglehub", stand_in)
     return stand_in
 
 
-def test_a_named_folder_with_kaggles_nesting_inner_copy_and_hidden_files(tiny_set, tmp_path):
+def test_kaggles_nesting_inner_copy_and_hidden_files(tiny_set, make_config, tmp_path):
     (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
     for nested in ("chest_xray/chest_xray", "chest_xray", ""):  # the inner one stays a copy
         root = tiny_set(tmp_path / nested)
         for name in (".DS_Store", "._IM-0001-0001.jpeg"):
             (root / "train" / "NORMAL" / name).write_bytes(b"x")
         assert find_images(str(tmp_path)) == (root, "folder")
-        assert len(cxr.index.read_metadata(root)) == 24
+        assert len(utils.load_images(make_config(tmp_path, out=tmp_path / "out")).metadata) == 24
 
 
 def test_kaggles_input_comes_before_the_local_set(tiny_set, nowhere):
@@ -117,7 +116,7 @@ def test_names_say_class_series_and_patient_or_are_refused():
         assert utils.parse_name(kind, name) == parsed
 
 
-def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set):
+def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set, make_config):
     root = tiny_set()
     normal = root / "train" / "NORMAL"
     (normal / "IM-0001-0001.jpeg").rename(normal / "scan7.jpeg")
@@ -127,7 +126,7 @@ def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set):
         path.unlink()
     (root / "val").rename(root / "validation")
     with pytest.raises(utils.UserError) as error:
-        cxr.index.read_metadata(root)
+        utils.load_images(make_config(root))
     for words in ("train/NORMAL/scan7.jpeg: not a name", "train/NORMAL/loop: not a name",
                   "train/PNEUMONIA/IM-0002-0001.jpeg: not a name", "test/NORMAL: empty folder",
                   "val/NORMAL: No such file", "val/PNEUMONIA: No such file",
