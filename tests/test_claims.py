@@ -117,12 +117,9 @@ def test_numbers_are_filled_into_prose_and_nothing_else_changes(published, tmp_p
 
 def test_the_intervals_are_students():
     values = pd.Series([0.01, 0.03, 0.02, 0.05])
-    for interval, spread in (
-        (claims.mean_interval(values), 1 / 2),
-        (claims.prediction_interval(values), np.sqrt(1 + 1 / 4)),
-    ):
+    for interval, spread in (claims.mean_interval, 0.5), (claims.prediction_interval, 1.25**0.5):
         half = stats.t.ppf(0.975, 3) * values.std() * spread
-        assert interval == pytest.approx((values.mean() - half, values.mean() + half))
+        assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
 def with_width(mean, width):
@@ -219,17 +216,17 @@ def test_facts_are_judged(published, judge):
         assert row["verdict"] == verdict and words in row["published"], claim
 
 
-def test_a_claim_is_open_with_two_seeds_and_decided_with_three(old, judge):
-    row = judge(old[old["seed"] < 2], "C11")
+def test_three_seeds_decide_a_claim_and_move_it_to_the_reports_own_images(old, judge):
+    two, three = (old[old["seed"] < n] for n in (2, 3))
+    row = judge(two, "C11")
     assert row["verdict"] == f"open: 2 of 3 seeds of {S02}" and row["published"] == ""
-    assert judge(old[old["seed"] < 2], "C07")["verdict"] == REPRODUCED  # a fact needs one run
-    row = judge(old[old["seed"] < 3], "C11")
-    assert row["verdict"] == NOT_REPRODUCED and "; 3 seeds, smoothed copy" in row["published"]
-
-
-def test_a_claim_moves_to_the_reports_own_images_with_three_seeds(old, judge):
-    new = old.assign(images=MAIN_IMAGES, kind="nearest neighbours")
-    two, three = (pd.concat([old, new[new["seed"] < n]]) for n in (2, 3))
+    assert judge(two, "C07")["verdict"] == REPRODUCED  # a fact needs one run
+    row = judge(three, "C11")
+    assert row["verdict"] == NOT_REPRODUCED and row["published"].endswith(
+        "; 3 seeds, smoothed copy"
+    )
+    own = {"images": MAIN_IMAGES, "kind": "nearest neighbours"}
+    two, three = (pd.concat([old, new.assign(**own)]) for new in (two, three))
     assert judge(two, "C11")["published"].endswith("; 5 seeds, smoothed copy")
     assert judge(three, "C11")["published"].endswith("; 3 seeds, nearest neighbours")
     kinds = [judge(two, claim)["images"] for claim in ("C11", "C07", "C04")]

@@ -32,9 +32,9 @@ VERSIONS = dict(line.split("==") for line in COLAB.read_text().splitlines() if "
 def find_python():
     places = [sys.executable, shutil.which("python3.13")]
     places += sorted(Path("~/.pyenv/versions").expanduser().glob("3.13*/bin/python"))
+    code = "import sys; sys.exit(sys.version_info[:2] != (3, 13))"
     for place in filter(None, places):
-        code = "import sys; print(sys.version_info[:2] == (3, 13))"
-        if "True" in subprocess.run([place, "-c", code], capture_output=True, text=True).stdout:
+        if subprocess.run([place, "-c", code], capture_output=True).returncode == 0:
             return place
     return None
 
@@ -114,12 +114,9 @@ class Machine:
                 cell.outputs, cell.execution_count = [], None
         place = self.folder / "content" / path.stem
         place.mkdir()
-        manager = AsyncKernelManager(
-            kernel_name="python3",
-            kernel_spec_manager=KernelSpecManager(
-                kernel_dirs=[str(self.folder / "kernels")], ensure_native_kernel=False
-            ),
-        )
+        specs = KernelSpecManager(kernel_dirs=[str(self.folder / "kernels")])
+        specs.ensure_native_kernel = False
+        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         # nbclient tells the kernel that nobody can answer: `input()` raises.
         NotebookClient(notebook, timeout=1200, km=manager, coalesce_streams=True).execute(
             env=self.environment, cwd=str(place), cleanup_kc=True

@@ -1,8 +1,10 @@
-"""What is published in results/ can be recomputed from its predictions, and hangs together."""
+"""What is published in results/ can be recomputed from its predictions, they from the weights and
+pixels, and all hangs together."""
 
 import functools
 import re
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -197,3 +199,30 @@ def test_weights_are_those_of_the_published_runs_with_seed_0():
     assert {path.name.removesuffix(".weights.h5") for path in WEIGHTS.iterdir()} == expected
     assert all(utils.ModelRun(main / name).has_weights for name in expected)
     assert all(path.stat().st_size < 2_000_000 for path in WEIGHTS.iterdir())
+
+
+def transfer():
+    """CNN_1's convolutions and the second CNN, as notebook 05 assembles them."""
+    cnn_1 = utils.build_cnn_1(3, 0.2, 0)
+    pooling = [x for x in cnn_1.layers if isinstance(x, keras.layers.MaxPooling2D)][-1]
+    frozen = keras.Model(cnn_1.inputs[0], pooling.output)
+    second = utils.cnn_1_layers(3, 0.2, 0)
+    return keras.Sequential([keras.Input((224, 224, 3)), frozen, *second])
+
+
+@pytest.mark.parametrize("name", run_notebooks.WITH_WEIGHTS)
+def test_published_weights_give_the_published_predictions(sample_images, name):
+    run = utils.find_published_run(name, need_weights=True)
+    assert run.info["images"]["test_fingerprint"] == sample_images.test_fingerprint
+    classes = len(run.info["metrics"]["test"]["recall"])
+    model = transfer() if "transfer" in name else utils.build_cnn_1(classes, 0.2, 0)
+    run.load_weights(model)
+    test = sample_images.metadata.query("source_split == 'test'").assign(split="test")
+    ours = utils.predict(model, sample_images, test, classes).sort_values("file")
+    theirs = run.predictions.query("split == 'test'").sort_values("file")
+    assert len(ours) == 624 and ours["file"].tolist() == theirs["file"].tolist()
+    names = list(utils.CLASS_NAMES[classes])
+    np.testing.assert_allclose(ours[names], theirs[names], atol=1e-4)
+    assert (utils.predicted_classes(ours).to_numpy() == utils.predicted_classes(theirs)).all()
+    found = utils.evaluate(ours)["accuracy"]
+    assert found == pytest.approx(run.info["metrics"]["test"]["accuracy"], abs=1e-9)

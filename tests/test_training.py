@@ -1,5 +1,6 @@
 """Training: resumed as if it had never stopped, never from a wrong state, like Keras' own."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -23,7 +24,7 @@ def killed(config):
     def train(epoch, **options):
         with pytest.raises(Killed):
             small.train(config, killed_after=epoch, **options)
-        return config.output_dir / NAME / "training.npz"
+        return config.output_dir / options.get("name", NAME) / "training.npz"
 
     return train
 
@@ -33,7 +34,7 @@ def test_killed_after_any_epoch_it_ends_as_if_never_disturbed(whole, config, kil
     assert 1 < epochs < 6, "early stopping should have ended this one"
     for epoch in range(1, epochs + 1):
         name = f"02_killed-{epoch}"
-        state = killed(epoch, name=name).parent.parent / name / "training.npz"
+        state = killed(epoch, name=name)
         assert state.exists() and not state.with_name("run.json").exists()
         capsys.readouterr()
         assert_same(whole, small.train(config, name))
@@ -124,6 +125,35 @@ def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
         history = small.train(config, f"02_{number}", epochs=0)[0]
         assert len(history) == (number == 0)
         assert ("training.npz is damaged" in capsys.readouterr().out) == (number > 0)
+
+
+@contextlib.contextmanager
+def full_disk(config, name, size):
+    """No file grows beyond `size` bytes: the kernel refuses as on a full disk. Expects the one
+    error, about a file of this name, and nothing half-written."""
+    resource = pytest.importorskip("resource", reason="limits of Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(utils.UserError, match=f"No space left while writing .*{name}.*CXR_OUT"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(config.cache_dir.parent.rglob("*.part.*"))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, config):
+    with full_disk(config, "pixels.npy", 20 * 224 * 224):
+        utils.load_images(config)
+    images, inputs = utils.load_images(config), keras.Input((224, 224, 3))
+    frozen = keras.Model(inputs, keras.layers.AveragePooling2D(32)(inputs))
+    features = utils.FrozenFeatures(config, images, images.metadata, frozen, "small")
+    with full_disk(config, "features-small", 9000):
+        features.compute()
+    features.compute()
+    with full_disk(config, "training.npz", 5000):
+        small.train(config)
+    assert_same(whole, small.train(config))
 
 
 FSYNC = {"the second state": 5, "a retraining's run.json": 7}  # which one
