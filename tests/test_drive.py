@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -45,10 +46,7 @@ class Colab:
 
     def setup_unmounted(self):
         """Where the person does not allow it."""
-
-        def refuse(*args, **kwargs):
-            raise self.error("mount failed: timeout")
-
+        refuse = mock.Mock(side_effect=self.error("mount failed: timeout"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.api, "mount", refuse)
             return self.setup()

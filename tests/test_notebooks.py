@@ -105,8 +105,7 @@ def test_every_claim_is_compared_in_its_notebook():
 
 
 def test_tables_are_those_of_results():
-    claims = pd.read_csv(PROJECT / "results" / "claims.csv", keep_default_na=False)
-    claims = claims.set_index("claim")
+    claims = pd.read_csv(PROJECT / "results/claims.csv", keep_default_na=False, index_col="claim")
     for _, notebook in NOTEBOOKS:
         for claim, row in re.findall(r"<th>(C\d\d)</th>(.*?)</tr>", html(notebook), re.S):
             cells = [re.sub(r"&\w+;", "", c) for c in re.findall(r"<td>(.*?)</td>", row, re.S)]

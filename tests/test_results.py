@@ -38,9 +38,8 @@ def of_split(folder, split):
 def table():
     """runs.csv, by folder."""
     found = pd.read_csv(RESULTS / "runs.csv").fillna({"ablation": ""})
-    return found.set_index(
-        found["images"] + "/seed-" + found["seed"].astype(str) + "/" + found["run"]
-    )
+    folders = found["images"] + "/seed-" + found["seed"].astype(str) + "/" + found["run"]
+    return found.set_index(folders)
 
 
 def test_measures_follow_from_the_predictions(table, monkeypatch):

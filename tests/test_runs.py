@@ -77,14 +77,12 @@ def test_a_run_holds_all_that_later_notebooks_need(finished, run):
 
 
 def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish):
-    config, images = run
     published = publish("nearest", "nearest neighbours", weights=True)
     weights = cxr.runs.WEIGHTS / f"{NAME}.weights.h5"
     for name in sorted(FILES):
         theirs = weights if "weights" in name else published / name
-        for path, words in (theirs, "fetch the project again"), (
-            config.output_dir / NAME / name, f"delete the folder .*{NAME} and run"
-        ):  # fmt: skip
+        ours = run[0].output_dir / NAME / name
+        for path, words in (theirs, "fetch the project again"), (ours, f"delete .*{NAME} and run"):
             good = path.read_bytes()
             small.flip_a_bit(path)
             with pytest.raises(utils.UserError, match=f"{path.name}.* damaged: .*{words}"):
