@@ -1,6 +1,5 @@
 import pytest
 import small
-import synthetic
 
 import utils
 
@@ -8,7 +7,7 @@ import utils
 @pytest.fixture
 def tiny_set(tmp_path):
     """Makes a set of 24 small noisy pictures in Kaggle's layout; returns its folder."""
-    return lambda folder=tmp_path / "set": synthetic.make_tiny_set(folder)
+    return lambda folder=tmp_path / "set": small.make_tiny_set(folder)
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def config(tiny_set, make_config):
 def whole(tmp_path_factory):
     """An undisturbed training, which early stopping ends."""
     folder = tmp_path_factory.mktemp("whole")
-    data = str(synthetic.make_tiny_set(folder / "set"))
+    data = str(small.make_tiny_set(folder / "set"))
     return small.train(utils.setup(data=data, out=str(folder / "out"), mode="full"))
 
 

@@ -1,4 +1,5 @@
-"""A whole run in a second: a very small network, trained as notebook 02 trains CNN_1."""
+"""A whole run in a second: a very small network, trained as notebook 02 trains CNN_1 on a set of
+very few images; and what tests do to files."""
 
 import multiprocessing
 import os
@@ -6,11 +7,25 @@ import os
 import keras
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 import utils
 
 NAME = "02_small"
 FILES = {"history.csv", "predictions.csv", "model.weights.h5", "run.json"}
+
+
+def make_tiny_set(folder):
+    """Writes 24 small noisy pictures in Kaggle's layout and naming; returns the folder."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for n in range(1, 5):
+            for name in (f"NORMAL/IM-{n:04d}-0001.jpeg", f"PNEUMONIA/person{n}_bacteria_{n}.jpeg"):
+                path = folder / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (50, 60), np.uint8)
+                Image.fromarray(pixels).save(path, "JPEG", quality=90)
+    return folder
 
 
 class Killed(BaseException):
@@ -41,18 +56,12 @@ def build_model(rate):
 
 def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
           change=lambda dataset: dataset, follow=False, plain=False, **options):  # fmt: skip
-    """Trains as the notebooks do, and saves the run.
+    """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
 
-    Args:
-        killed_after: epoch whose state is kept last.
-        hook: called with the number of each epoch before its state is kept.
-        change: what a newcomer does to the datasets.
-        follow: with the accuracy on the test images of each epoch.
-        plain: without `TrainingCheckpoint`, as any Keras code; nothing is saved.
-        options: of `TrainingCheckpoint`.
-
-    Returns:
-        (history without seconds, predictions, weights).
+    `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
+    epoch before its state is kept; `change` is what a newcomer does to the dataset; `follow` adds
+    the accuracy on test; `plain` leaves `TrainingCheckpoint` out, as any Keras code, and saves
+    nothing. Returns (history, predictions, weights).
     """
 
     def kill(epoch):
@@ -71,19 +80,15 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     callbacks = [early_stopping, at_end(hook or bool), checkpoint, at_end(kill)]
     test_data = utils.make_dataset(images, test, 2, 2) if follow else None
     if plain:
-        set_epoch = keras.callbacks.LambdaCallback(
-            lambda epoch, _: setattr(shuffle, "epoch", epoch)
-        )
-        callbacks = [early_stopping, set_epoch]
+        callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
     first = 0 if plain else checkpoint.restore(model, test_data)
     done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
                      callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])
     predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
-    if plain:
-        return pd.DataFrame(done.history), predictions, model.get_weights()
-    utils.save_run(checkpoint, model, predictions)
-    history = checkpoint.history.drop(columns="seconds", errors="ignore")
+    if not plain:
+        utils.save_run(checkpoint, model, predictions)
+    history = pd.DataFrame(done.history) if plain else checkpoint.history
     return history, predictions, model.get_weights()
 
 

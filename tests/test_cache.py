@@ -15,8 +15,8 @@ import utils
 NORMAL = "train/NORMAL/IM-0001-0001.jpeg"
 
 
-def assert_same_pixels(images, rows=None):
-    for number, file in (images.metadata if rows is None else rows)["file"].items():
+def assert_same_pixels(images):
+    for number, file in images.metadata["file"].items():
         ours = utils.to_rgb(images.pixels[number])
         size = {"target_size": (224, 224), "interpolation": "nearest"}
         theirs = keras.utils.load_img(images.root / file, **size)
@@ -43,21 +43,17 @@ COLOUR = (
 )
 
 
-@pytest.mark.parametrize(("odd", "shape"), [(GREY, ()), (COLOUR, (3,))])
-def test_pixels_are_those_of_load_img(tiny_set, make_config, odd, shape):
+def test_pixels_are_those_of_load_img(tiny_set, make_config):
     root = tiny_set()
-    for save, path in zip(odd, sorted(root.glob("*/*/*")), strict=False):
-        save(path)
-    images = utils.load_images(make_config(root))
-    assert_same_pixels(images)
-    assert images.pixels.shape == (24, 224, 224, *shape) and images.pixels.dtype == np.uint8
-    assert isinstance(images.pixels, np.memmap)
-    assert images.metadata["mode"].nunique() > 1
-    assert (images.metadata[["width", "height"]] == (60, 50)).all(None) and not images.is_resized
-
-
-def test_pixels_of_the_sample_are_those_of_load_img(sample_images):
-    assert_same_pixels(sample_images, sample_images.metadata.sample(30, random_state=0))
+    for odd, shape in (GREY, ()), (GREY + COLOUR, (3,)):
+        for save, path in zip(odd, sorted(root.glob("*/*/*")), strict=False):
+            save(path)
+        images = utils.load_images(make_config(root))
+        assert_same_pixels(images)
+        assert images.pixels.shape == (24, 224, 224, *shape) and images.pixels.dtype == np.uint8
+        assert isinstance(images.pixels, np.memmap)
+        assert images.metadata["mode"].nunique() > 1 and not images.is_resized
+        assert set(images.metadata["width"]) == {60} and set(images.metadata["height"]) == {50}
 
 
 def claim_a_huge_size(path):
@@ -67,34 +63,27 @@ def claim_a_huge_size(path):
     path.write_bytes(content[:at] + struct.pack(">HH", 20_000, 20_000) + content[at + 4 :])
 
 
-def link_to_itself(path):
-    path.unlink()
-    path.symlink_to(path.name)
-
-
 UNUSABLE = [
     (lambda p: p.write_bytes(p.read_bytes()[:-400]), "truncated"),
-    (lambda p: p.write_bytes(b""), "cannot identify"),
     (lambda p: p.write_text("see you at lunch"), "cannot identify"),
     (lambda p: Image.fromarray(noise(50, 60).astype(np.uint16)).save(p, "PNG"), "8 bits"),
     (lambda p: Image.new("L", (31, 200)).save(p, "JPEG"), "31 x 200 pixels"),
     (claim_a_huge_size, "400000000 pixels"),
-    (link_to_itself, "symbolic links"),
     (lambda p: (p.unlink(), p.mkdir()), "directory"),
 ]
 
 
 def test_all_unusable_files_are_named_at_once_and_nothing_is_kept(tiny_set, make_config):
     root = tiny_set()
-    paths = sorted(root.glob("*/*/*"))[::3]
+    paths = sorted(root.glob("*/*/*"))[::4]
     for (damage, _), path in zip(UNUSABLE, paths, strict=True):
         damage(path)
     config = make_config(root)
     with pytest.raises(utils.UserError, match="data/README.md") as error:
         utils.load_images(config)
     lines = str(error.value).splitlines()
-    assert f"8 of 24 files in {root} cannot be used" in lines[0]
-    for (_, reason), path, line in zip(UNUSABLE, paths, lines[1:9], strict=True):
+    assert f"6 of 24 files in {root} cannot be used" in lines[0]
+    for (_, reason), path, line in zip(UNUSABLE, paths, lines[1:7], strict=True):
         assert line.startswith(f"  {path.relative_to(root)}: ") and reason in line
     assert not [path for path in config.cache_dir.rglob("*") if path.is_file()]
 
@@ -129,14 +118,13 @@ def test_the_array_is_found_again_and_made_anew_when_the_files_change(
     assert str(tmp_path) not in info, "a path of this machine"
 
 
-@pytest.mark.parametrize("name", ["pixels.npy", "metadata.csv", "info.json"])
-def test_a_damaged_array_is_made_anew(config, capsys, name):
+def test_a_damaged_array_is_made_anew(config, capsys):
     first = utils.load_images(config)
-    good, path = small.contents(first.folder), first.folder / name
-    for damage in (small.flip_a_bit, lambda p: p.write_bytes(p.read_bytes()[:-100]), Path.unlink):
-        damage(path)
-        is_there = path.exists()
-        capsys.readouterr()
-        assert utils.load_images(config).metadata.equals(first.metadata)
-        assert small.contents(first.folder) == good
-        assert ("are damaged" in capsys.readouterr().out) == is_there
+    good = small.contents(first.folder)
+    for name in ("pixels.npy", "metadata.csv", "info.json"):
+        for damage in (small.flip_a_bit, Path.unlink):
+            damage(first.folder / name)
+            capsys.readouterr()
+            assert utils.load_images(config).metadata.equals(first.metadata)
+            assert small.contents(first.folder) == good
+            assert ("are damaged" in capsys.readouterr().out) == (damage is small.flip_a_bit), name

@@ -15,11 +15,6 @@ from cxr import reference, runs
 from cxr.files import PROJECT
 from cxr.reference import MAIN_IMAGES, REPORTED
 
-NOTEBOOKS = {path.name: path for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))}
-PROSE = {"claims.md": runs.RESULTS / "claims.md", "README.md": PROJECT / "README.md",
-         "data/README.md": PROJECT / "data" / "README.md", **NOTEBOOKS}  # fmt: skip
-PAGES = PROSE | {name: runs.RESULTS / name for name in ("runs.csv", "claims.csv")}
-
 
 @pytest.fixture(scope="module")
 def published():
@@ -28,19 +23,14 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def facts(published):
-    return claims.facts(published)
-
-
-@pytest.fixture(scope="module")
 def files(published):
     """What `make results` would write."""
     return claims.files(published)[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def old(published):
-    """A copy of the runs on the smoothed copy, which stay as they are."""
+    """The runs on the smoothed copy, which stay as they are."""
     return published[published["images"] == SMOOTHED].reset_index(drop=True)
 
 
@@ -64,41 +54,37 @@ def markdown(path):
     return text
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_pages_say_what_results_say(page, files):
-    assert PAGES[page].read_text(encoding="utf-8") == files[PAGES[page]], f"{page}: make results"
-
-
-def test_the_figure_shows_what_the_table_says(facts):
+def test_pages_and_figure_say_what_results_say(files, published):
+    differ = [path.name for path, text in files.items() if path.read_text("utf-8") != text]
+    assert not differ, "make results"
     with Image.open(runs.RESULTS / "accuracy.png") as drawn:
-        assert drawn.text["Description"] == facts["models"], "make results"
+        assert drawn.text["Description"] == claims.facts(published)["models"], "make results"
 
 
-@pytest.mark.parametrize("page", PROSE)
-def test_every_marker_has_its_end_and_a_known_key(page, facts):
-    text = markdown(PROSE[page])
-    keys = [key for _, key, _, _ in claims.MARKER.findall(text)]
-    assert len(keys) == len(re.findall(r"<!-- ?[\w.]+ ?-->", text)) and set(keys) <= set(facts)
-    tables = {"README.md": ["models", "tally"], "claims.md": ["claims"]}.get(page, [])
-    assert [key for key in keys if "." not in key] == tables
+def test_every_marker_has_its_end_and_the_tables_are_where_they_belong(files):
+    tables = {PROJECT / "README.md": ["models", "tally"], runs.RESULTS / "claims.md": ["claims"]}
+    for path in files:  # which has refused unknown keys
+        text = markdown(path)
+        keys = [key for _, key, _, _ in claims.MARKER.findall(text)]
+        assert len(keys) == len(re.findall(r"<!-- ?[\w.]+ ?-->", text)), path
+        assert [key for key in keys if "." not in key] == tables.get(path, []), path
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_every_claim_names_a_section_of_its_notebook(notebook):
-    headings = re.findall(r"^#+ (.+)", markdown(NOTEBOOKS[notebook]), re.M)
+def test_every_claim_names_a_section_of_its_notebook():
+    notebooks = (PROJECT / "notebooks").glob("*.ipynb")
+    headings = {p.name[:2]: re.findall(r"^#+ (.+)", markdown(p), re.M) for p in notebooks}
     for claim, (places, _) in reference.CLAIMS.items():
         for place in places.split(", "):
-            found = any(heading.startswith(place[3:]) for heading in headings)
-            assert found or place[:2] != notebook[:2], (claim, place)
+            assert any(h.startswith(place[3:]) for h in headings[place[:2]]), (claim, place)
 
 
 def test_the_rules_in_words_name_the_numbers_of_the_code():
-    text = " ".join(PROSE["claims.md"].read_text(encoding="utf-8").split())
-    assert f"fewer than {claims.MIN_SEEDS} seeds" in text
-    assert f"at most {100 * claims.MAX_WIDTH:.0f} points for a share" in text
+    text = " ".join((runs.RESULTS / "claims.md").read_text(encoding="utf-8").split())
     [kept] = [part["margin"] for parts in claims.PARTS.values() for part in parts.values()
               if "margin" in part]  # fmt: skip
-    assert f"lower by {100 * kept:.0f} points" in text
+    for words in (f"fewer than {claims.MIN_SEEDS} seeds", f"lower by {100 * kept:.0f} points",
+                  f"at most {100 * claims.MAX_WIDTH:.0f} points for a share"):  # fmt: skip
+        assert words in text
     assert list(reference.CLAIMS) == sorted(claims.PARTS) == [f"C{n:02}" for n in range(1, 30)]
 
 
@@ -106,23 +92,23 @@ def test_numbers_are_filled_into_prose_and_nothing_else_changes(published, tmp_p
     monkeypatch.setattr(claims, "PROJECT", tmp_path)
     texts = {"a.b": "76%", "c": "| t |\n", "new": None, "claims": "| x |\n"}
     monkeypatch.setattr(claims, "facts", lambda _: texts)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "notebooks").mkdir()
     prose = "é **<!--a.b-->{}<!---->**, <!--new-->?<!---->. <!-- c -->\n{}<!-- /c -->\n"
-    (tmp_path / "README.md").write_text(prose.format("?", "| old |\n"), encoding="utf-8")
     code = {"cell_type": "code", "source": ["# <!--a.b-->?<!---->"], "outputs": []}
 
-    def notebook(text):
-        cells = [{"cell_type": "markdown", "source": text.splitlines(True)}, code]
-        return json.dumps({"cells": cells, "nbformat": 4}, indent=1, ensure_ascii=False) + "\n"
+    def notebook(*numbers):
+        text = {"cell_type": "markdown", "source": prose.format(*numbers).splitlines(True)}
+        content = {"cells": [text, code], "nbformat": 4}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
-    path = tmp_path / "notebooks/02_x.ipynb"
-    path.write_text(notebook(prose.format("75%", "")), encoding="utf-8")
-    (tmp_path / "data/README.md").write_text("no number", encoding="utf-8")
+    pages = {"README.md": prose.format, "data/README.md": "no number".format,
+             "notebooks/02_x.ipynb": notebook}  # fmt: skip
+    for name, page in pages.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(page("75%", "| old |\n"), encoding="utf-8")
     written, missing = claims.files(published)
-    assert written[tmp_path / "README.md"] == prose.format("76%", "| t |\n")
-    assert written[path] == notebook(prose.format("76%", "| t |\n"))
-    assert written[tmp_path / "data/README.md"] == "no number" and missing == ["new", "new"]
+    for name, page in pages.items():
+        assert written[tmp_path / name] == page("76%", "| t |\n")
+    assert missing == ["new", "new"]
     (tmp_path / "data/README.md").write_text("<!--a.x-->1<!---->", encoding="utf-8")
     with pytest.raises(KeyError, match="a.x"):
         claims.files(published)
@@ -130,95 +116,73 @@ def test_numbers_are_filled_into_prose_and_nothing_else_changes(published, tmp_p
 
 def test_the_intervals_are_students():
     values = pd.Series([0.01, 0.03, 0.02, 0.05])
-    for interval, spread in (
-        (claims.mean_interval(values), 1 / 2),
-        (claims.prediction_interval(values), np.sqrt(1 + 1 / 4)),
-    ):
+    for interval, spread in (claims.mean_interval, 0.5), (claims.prediction_interval, 1.25**0.5):
         half = stats.t.ppf(0.975, 3) * values.std() * spread
-        assert interval == pytest.approx((values.mean() - half, values.mean() + half))
+        assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
-def with_width(mean, width, n=5):
-    """n numbers with this mean, whose prediction interval has this width."""
-    values = pd.Series(np.arange(n, dtype=float))
+def with_width(mean, width):
+    """5 numbers with this mean, whose prediction interval has this width."""
+    values = pd.Series(np.arange(5.0))
     low, high = claims.prediction_interval(values)
     return mean + (values - values.mean()) * width / (high - low)
 
 
-@pytest.mark.parametrize(
-    ("width", "value", "verdict"),
-    [
+def test_a_number_is_inside_a_narrow_interval_or_a_wide_one_or_outside():
+    for width, value, verdict in (
         (0.0999, 0.82, REPRODUCED), (0.1001, 0.82, COMPATIBLE),  # 10 points are the limit
         (0.0999, 0.8499, REPRODUCED), (0.0999, 0.8501, NOT_REPRODUCED),
-        (0.0999, 0.7501, REPRODUCED), (0.0999, 0.7499, NOT_REPRODUCED),
-        (0.5, 0.2, NOT_REPRODUCED), (1e-9, 0.8, REPRODUCED),
-    ],
-)  # fmt: skip
-def test_a_number_is_inside_a_narrow_interval_or_a_wide_one_or_outside(width, value, verdict):
-    assert claims.number_verdict(with_width(0.8, width), value) == verdict
+        (0.0999, 0.7501, REPRODUCED), (0.0999, 0.7499, NOT_REPRODUCED), (0.5, 0.2, NOT_REPRODUCED),
+    ):  # fmt: skip
+        assert claims.number_verdict(with_width(0.8, width), value) == verdict, (width, value)
 
 
-@pytest.mark.parametrize(
-    ("differences", "margin", "verdict"),
-    [
+def test_a_difference_lies_on_one_side_or_is_undecided():
+    for differences, margin, verdict in (
         ((0.018, 0.020, 0.022), 0, REPRODUCED), ((-0.018, -0.020, -0.022), 0, NOT_REPRODUCED),
         ((-0.01, 0.02, 0.05), 0, UNDECIDED), ((0.01, -0.02, -0.05), 0, UNDECIDED),
         ((-0.018, -0.020, -0.022), 0.05, REPRODUCED),  # kept within 5 points
         ((-0.058, -0.060, -0.062), 0.05, NOT_REPRODUCED), ((-0.04, -0.05, -0.06), 0.05, UNDECIDED),
-    ],
-)  # fmt: skip
-def test_a_difference_lies_on_one_side_or_is_undecided(differences, margin, verdict):
-    assert claims.difference_verdict(pd.Series(differences), margin) == verdict
-
-
-def test_two_parts_get_one_verdict_where_they_agree():
-    assert claims.combine_verdicts({"a": REPRODUCED, "b": REPRODUCED}) == REPRODUCED
-    found = claims.combine_verdicts({"a": REPRODUCED, "b": UNDECIDED})
-    assert found == "a: reproduced; b: undecided"
+    ):  # fmt: skip
+        found = claims.difference_verdict(pd.Series(differences), margin)
+        assert found == verdict, (differences, margin)
 
 
 WITH = "reproduced, with stand-in weights"
+VERDICTS = [  # claim, run, what is put into its columns, verdict
+    ("C06", f"{S02}-zoom", {"accuracy": [0.5, 0.51, 0.5]},
+     "flip beats zoom: reproduced; flip beats contrast: undecided"),
+    ("C08", f"{S02}-nadam", {"rises": [1.0, 1.1, 1.0]}, REPRODUCED),
+    ("C09", f"{S02}-unshuffled", {"accuracy": [0.9] * 3}, NOT_REPRODUCED),
+    ("C10", S02, {"epochs": with_width(9, 15.9)}, REPRODUCED),  # twice 8 epochs at most
+    ("C11", S02, {"accuracy": with_width(0.8, 0.09)}, REPRODUCED),
+    ("C12", S02, {"specificity": with_width(0.52, 0.09)}, REPRODUCED),
+    ("C12", S02, {"sensitivity": with_width(0.9, 0.09)}, NOT_REPRODUCED),
+    ("C15", S03, {"epochs": with_width(9, 15.9)}, REPRODUCED),
+    ("C16", S03, {"accuracy": with_width(0.7, 0.11)}, COMPATIBLE),
+    ("C17", S03, {"recall_lead": with_width(0.2, 0.1)}, REPRODUCED),
+    ("C18", S03, {"viral_excess": with_width(30, 5)}, REPRODUCED),
+    ("C20", S04, {"epochs": with_width(12, 19.9)}, WITH),
+    ("C21", S04, {"inception": ["ImageNet weights"] * 5}, REPRODUCED),
+    ("C22", f"{S04}-past", {"val_loss_slope": [0.1, 0.11, 0.1]}, WITH),
+    ("C25", S05, {"epochs": with_width(40, 58.1)}, COMPATIBLE),
+    ("C26", S05, {"accuracy": with_width(0.83, 0.05)}, REPRODUCED),
+    ("C27", S05, {"recall_normal": [0.2] * 5, "recall_viral": [0.99] * 5},
+     "normal kept: not reproduced; viral found better: reproduced"),
+    ("C28", S05, {"accuracy": with_width(0.85, 0.01)}, WITH),
+    ("C29", S05, {"accuracy": with_width(0.6, 0.01), "validation_accuracy": [0.99] * 5},
+     "on validation: not reproduced; on test: reproduced"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("claim", "name", "columns", "verdict"),
-    [
-        ("C06", f"{S02}-zoom", {"accuracy": [0.5, 0.51, 0.5]}, "flip beats zoom: reproduced; flip "
-         "beats contrast: undecided"),
-        ("C08", f"{S02}-nadam", {"rises": [1.0, 1.1, 1.0]}, REPRODUCED),
-        ("C09", f"{S02}-unshuffled", {"accuracy": [0.9] * 3}, NOT_REPRODUCED),
-        ("C10", S02, {"epochs": with_width(9, 15.9)}, REPRODUCED),  # twice 8 epochs at most
-        ("C10", S02, {"epochs": with_width(9, 16.1)}, COMPATIBLE),
-        ("C10", S02, {"epochs": with_width(17, 15.9)}, NOT_REPRODUCED),
-        ("C11", S02, {"accuracy": with_width(0.8, 0.09)}, REPRODUCED),
-        ("C12", S02, {"specificity": with_width(0.52, 0.09)}, REPRODUCED),
-        ("C12", S02, {"sensitivity": with_width(0.9, 0.09)}, NOT_REPRODUCED),
-        ("C15", S03, {"epochs": with_width(9, 15.9)}, REPRODUCED),
-        ("C16", S03, {"accuracy": with_width(0.7, 0.11)}, COMPATIBLE),
-        ("C17", S03, {"recall_lead": with_width(0.2, 0.1)}, REPRODUCED),
-        ("C18", S03, {"viral_excess": with_width(30, 5)}, REPRODUCED),
-        ("C18", S03, {"viral_excess": with_width(-30, 5)}, NOT_REPRODUCED),
-        ("C20", S04, {"epochs": with_width(12, 19.9)}, WITH),
-        ("C20", S04, {"epochs": with_width(12, 20.1)}, WITH.replace("reproduced", "compatible")),
-        ("C21", S04, {"inception": ["ImageNet weights"] * 5}, REPRODUCED),
-        ("C22", f"{S04}-past", {"val_loss_slope": [0.1, 0.11, 0.1]}, WITH),
-        ("C25", S05, {"epochs": with_width(40, 58.1)}, COMPATIBLE),
-        ("C26", S05, {"accuracy": with_width(0.83, 0.05)}, REPRODUCED),
-        ("C27", S05, {"recall_normal": [0.2] * 5, "recall_viral": [0.99] * 5},
-         "normal kept: not reproduced; viral found better: reproduced"),
-        ("C28", S05, {"accuracy": with_width(0.85, 0.01)}, WITH),
-        ("C29", S05, {"accuracy": with_width(0.6, 0.01), "validation_accuracy": [0.99] * 5},
-         "on validation: not reproduced; on test: reproduced"),
-    ],
-)  # fmt: skip
-def test_a_verdict_follows_the_runs_it_rests_on(old, judge, claim, name, columns, verdict):
-    before = judge(old, claim)["published"]
-    for column, values in columns.items():
-        old[column] = old[column].astype(object)
-        old.loc[old["run"] == name, column] = list(values)
-        old[column] = old[column].infer_objects()
-    row = judge(old, claim)
-    assert row["verdict"] == verdict and (row["published"] != before or claim == "C21")
+def test_a_verdict_follows_the_runs_it_rests_on(old, judge):
+    for claim, run, columns, verdict in VERDICTS:
+        table = old.astype(dict.fromkeys(columns, object))
+        for column, values in columns.items():
+            table.loc[table["run"] == run, column] = list(values)
+        row, before = judge(table.infer_objects(), claim), judge(old, claim)
+        assert row["verdict"] == verdict, claim
+        assert row["published"] != before["published"] or claim == "C21", claim
 
 
 NONE = {"sizes": {"class3": [], "width": [], "height": []}}
@@ -226,42 +190,42 @@ ALIKE = {"class3": ["normal", "bacterial", "viral"] * 2, "width": [1690] * 3 + [
          "height": [1510] * 3 + [1480] * 3}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("claim", "info", "verdict", "words"),
-    [
-        ("C01", {"counts": {"train": {"normal": 5216}, "val": {"normal": 15}, "test":
-                            {"normal": 625}}}, NOT_REPRODUCED, "5,856: train 5,216, val 15"),
-        ("C02", NONE, claims.CANNOT, "no originals"),
-        ("C02", {}, NOT_REPRODUCED, "1,374 ± 78 x 1,004 ± 75 pixels: mean and 95% CI of 72 orig"),
-        ("C02", {"sizes": ALIKE}, REPRODUCED, "1,705 ± 18 x 1,495 ± 18 pixels: mean and"),
-        ("C03", {"validation_share": 0.21}, NOT_REPRODUCED, "21.0%"),
-        ("C04", NONE, claims.CANNOT, "no originals"),
-        ("C04", {"originals_different": 1}, NOT_REPRODUCED, "1 of 72 originals differ"),
-        ("C05", {"range": [0, 255]}, NOT_REPRODUCED, "values from 0 to 255"),
-        ("C09", {"cause_runs": 2}, REPRODUCED, "2 runs of equal cause in the 3,875 sorted files"),
-        ("C09", {}, "ordered by cause: not reproduced; unshuffled training harms: reproduced",
-         "1,727 runs of equal cause in the 3,875 sorted files (2 if ordered, 1,757 expected"),
-        ("C13", {}, REPRODUCED, "62.5% of the test images, which the report means; 73.0% of all"),
-        *((claim, {"parameters": 35_000_000}, NOT_REPRODUCED, "parameters")
-          for claim in ("C07", "C14", "C19", "C23", "C24")),
-    ],
-)  # fmt: skip
-def test_facts_are_judged(published, judge, claim, info, verdict, words):
-    row = judge(published.assign(info=[found | info for found in published["info"]]), claim)
-    assert row["verdict"] == verdict and words in row["published"]
+FACTS = [  # claim, what is changed in run.json, verdict, words
+    ("C01", {"counts": {"train": {"normal": 5216}, "val": {"normal": 15}, "test": {"normal": 625}}},
+     NOT_REPRODUCED, "5,856: train 5,216, val 15"),
+    ("C02", NONE, claims.CANNOT, "no originals"),
+    ("C02", {}, NOT_REPRODUCED, "1,374 ± 78 x 1,004 ± 75 pixels: mean and 95% CI of 72 orig"),
+    ("C02", {"sizes": ALIKE}, REPRODUCED, "1,705 ± 18 x 1,495 ± 18 pixels: mean and"),
+    ("C03", {"validation_share": 0.21}, NOT_REPRODUCED, "21.0%"),
+    ("C04", NONE, claims.CANNOT, "no originals"),
+    ("C04", {"originals_different": 1}, NOT_REPRODUCED, "1 of 72 originals differ"),
+    ("C05", {"range": [0, 255]}, NOT_REPRODUCED, "values from 0 to 255"),
+    ("C09", {"cause_runs": 2}, REPRODUCED, "2 runs of equal cause in the 3,875 sorted files"),
+    ("C09", {}, "ordered by cause: not reproduced; unshuffled training harms: reproduced",
+     "1,727 runs of equal cause in the 3,875 sorted files (2 if ordered, 1,757 expected"),
+    ("C13", {}, REPRODUCED, "62.5% of the test images, which the report means; 73.0% of all"),
+    *((claim, {"parameters": 35_000_000}, NOT_REPRODUCED, "parameters")
+      for claim in ("C07", "C14", "C19", "C23", "C24")),
+]  # fmt: skip
 
 
-def test_a_claim_is_open_with_two_seeds_and_decided_with_three(old, judge):
-    row = judge(old[old["seed"] < 2], "C11")
+def test_facts_are_judged(published, judge):
+    for claim, change, verdict, words in FACTS:
+        row = judge(published.assign(info=[info | change for info in published["info"]]), claim)
+        assert row["verdict"] == verdict and words in row["published"], claim
+
+
+def test_three_seeds_decide_a_claim_and_move_it_to_the_reports_own_images(old, judge):
+    two, three = (old[old["seed"] < n] for n in (2, 3))
+    row = judge(two, "C11")
     assert row["verdict"] == f"open: 2 of 3 seeds of {S02}" and row["published"] == ""
-    assert judge(old[old["seed"] < 2], "C07")["verdict"] == REPRODUCED  # a fact needs one run
-    row = judge(old[old["seed"] < 3], "C11")
-    assert row["verdict"] == NOT_REPRODUCED and "; 3 seeds, smoothed copy" in row["published"]
-
-
-def test_a_claim_moves_to_the_reports_own_images_with_three_seeds(old, judge):
-    new = old.assign(images=MAIN_IMAGES, kind="nearest neighbours")
-    two, three = (pd.concat([old, new[new["seed"] < n]]) for n in (2, 3))
+    assert judge(two, "C07")["verdict"] == REPRODUCED  # a fact needs one run
+    row = judge(three, "C11")
+    assert row["verdict"] == NOT_REPRODUCED and row["published"].endswith(
+        "; 3 seeds, smoothed copy"
+    )
+    own = {"images": MAIN_IMAGES, "kind": "nearest neighbours"}
+    two, three = (pd.concat([old, new.assign(**own)]) for new in (two, three))
     assert judge(two, "C11")["published"].endswith("; 5 seeds, smoothed copy")
     assert judge(three, "C11")["published"].endswith("; 3 seeds, nearest neighbours")
     kinds = [judge(two, claim)["images"] for claim in ("C11", "C07", "C04")]
@@ -288,26 +252,23 @@ def test_rows_say_what_a_reader_must_know(old, judge):
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
 
-@pytest.mark.parametrize(
-    ("name", "accuracy", "epochs", "counts", "trainable", "claims_"),
-    [  # Figs. 5, 7, 10 and 13; 4, 6, 9 and 12; 3, 8 and 11 (section III a gives a sum alone)
-        (S02, 0.82, 8, [0, 0, 896, 0, 18496, 0, 73856, 0, 0, 0, 173058], 266306, "C07 C10 C11"),
-        (S03, 0.71, 8, [352835], 352835, "C14 C15 C16"),
-        (S04, 0.75, 10, [0, 0, 21802784, 0, 13107456, 0, 32896, 0, 387], 13140739, "C19 C20 C21"),
-        (S05, 0.84, 29, [0, 93248, 36896, 0, 18496, 0, 73856, 0, 0, 0, 387], 129635, "C24 C25 C26"),
-    ],
-)
-def test_the_reports_numbers_of_a_model(name, accuracy, epochs, counts, trainable, claims_):
-    report = REPORTED[name]
-    assert (report["accuracy"], report["epochs"]) == (accuracy, epochs)
-    assert (report["parameters"], report["trainable"]) == (sum(counts), trainable)
-    assert [row[2] for row in report.get("layers", [(0, 0, sum(counts))])] == counts
-    words = f"{sum(counts):,} parameters", f" {epochs} epochs", f" {accuracy:.0%} accuracy"
-    for claim, word in zip(claims_.split(), words, strict=True):
-        assert word in reference.CLAIMS[claim][1]
+MODELS = [  # accuracy and epochs: Figs. 5, 7, 10 and 13; 4, 6, 9 and 12; then what each layer has
+    (S02, 0.82, 8, [0, 0, 896, 0, 18496, 0, 73856, 0, 0, 0, 173058], 266306, "C07 C10 C11"),  # 3
+    (S03, 0.71, 8, [352835], 352835, "C14 C15 C16"),  # section III a gives a sum alone
+    (S04, 0.75, 10, [0, 0, 21802784, 0, 13107456, 0, 32896, 0, 387], 13140739, "C19 C20 C21"),  # 8
+    (S05, 0.84, 29, [0, 93248, 36896, 0, 18496, 0, 73856, 0, 0, 0, 387], 129635, "C24 C25 C26"),
+]
 
 
-def test_the_reports_other_numbers():
+def test_the_reports_numbers_are_those_of_its_figures():
+    for name, accuracy, epochs, counts, trainable, claims_ in MODELS:
+        report = REPORTED[name]
+        assert (report["accuracy"], report["epochs"]) == (accuracy, epochs)
+        assert (report["parameters"], report["trainable"]) == (sum(counts), trainable)
+        assert [row[2] for row in report.get("layers", [(0, 0, sum(counts))])] == counts
+        words = f"{sum(counts):,} parameters", f" {epochs} epochs", f" {accuracy:.0%} accuracy"
+        for claim, word in zip(claims_.split(), words, strict=True):
+            assert word in reference.CLAIMS[claim][1]
     assert reference.IMAGES == sum(reference.KAGGLE_COUNTS.values()) == 5856  # section Data
     assert reference.KAGGLE_COUNTS == {"train": 5216, "val": 16, "test": 624}  # Kaggle's page
     assert set(reference.AVERAGE_SIZE) == {1500, 1700}  # section Data

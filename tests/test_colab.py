@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ VERSIONS = dict(line.split("==") for line in COLAB.read_text().splitlines() if "
 def find_python():
     places = [sys.executable, shutil.which("python3.13")]
     places += sorted(Path("~/.pyenv/versions").expanduser().glob("3.13*/bin/python"))
+    code = "import sys; sys.exit(sys.version_info[:2] != (3, 13))"
     for place in filter(None, places):
-        code = "import sys; print(sys.version_info[:2] == (3, 13))"
-        if "True" in subprocess.run([place, "-c", code], capture_output=True, text=True).stdout:
+        if subprocess.run([place, "-c", code], capture_output=True).returncode == 0:
             return place
     return None
 
@@ -113,12 +114,9 @@ class Machine:
                 cell.outputs, cell.execution_count = [], None
         place = self.folder / "content" / path.stem
         place.mkdir()
-        manager = AsyncKernelManager(
-            kernel_name="python3",
-            kernel_spec_manager=KernelSpecManager(
-                kernel_dirs=[str(self.folder / "kernels")], ensure_native_kernel=False
-            ),
-        )
+        specs = KernelSpecManager(kernel_dirs=[str(self.folder / "kernels")])
+        specs.ensure_native_kernel = False
+        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         # nbclient tells the kernel that nobody can answer: `input()` raises.
         NotebookClient(notebook, timeout=1200, km=manager, coalesce_streams=True).execute(
             env=self.environment, cwd=str(place), cleanup_kc=True
@@ -135,13 +133,10 @@ def files_in(folder):
     }
 
 
-class Rehearsal:
-    """What the two sessions printed and left."""
-
-
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, python, repository):
-    place, found = tmp_path_factory.mktemp("colab"), Rehearsal()
+    """What the two sessions printed and left."""
+    place, found = tmp_path_factory.mktemp("colab"), types.SimpleNamespace()
     drive = place / "drive"
     drive.mkdir()
     before = files_in(python.parent.parent)
@@ -166,13 +161,15 @@ def test_all_notebooks_run_with_colabs_versions_and_its_drive(rehearsal):
     assert not rehearsal.installed, "a package was installed or changed"
 
 
-def test_drive_holds_what_is_worth_keeping_and_nothing_else(rehearsal):
+def test_drive_holds_what_is_worth_keeping_and_nothing_is_left_elsewhere(rehearsal):
     runs, cache = "chest_xray_pneumonia/quick/seed-0/", "chest_xray_pneumonia/cache/images-sample"
     assert not [name for name in rehearsal.kept if not name.startswith((runs, cache))]
     made = [name.removeprefix(runs).split("/") for name in rehearsal.kept if name.startswith(runs)]
     assert {run for run, _ in made} >= {path.stem for path in NOTEBOOKS}
     names = {"run.json", "model.weights.h5", "history.csv", "predictions.csv"}
     assert {name for _, name in made} == names
+    places = tuple(f"{path.stem}/" for path in NOTEBOOKS) + ("cxr_output/", "drive/")
+    assert not [name for name in rehearsal.left if not name.startswith(places)]
 
 
 def test_the_second_session_goes_on_from_drive_and_trains_nothing_again(rehearsal):
@@ -181,8 +178,3 @@ def test_the_second_session_goes_on_from_drive_and_trains_nothing_again(rehearsa
         assert "Epoch 1/" in rehearsal.first[name]
     assert "features of cnn_1" not in rehearsal.second["05_cnn1_transfer"]
     assert rehearsal.kept_after == rehearsal.kept
-
-
-def test_nothing_is_written_elsewhere(rehearsal):
-    places = tuple(f"{path.stem}/" for path in NOTEBOOKS) + ("cxr_output/", "drive/")
-    assert not [name for name in rehearsal.left if not name.startswith(places)]

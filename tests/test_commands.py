@@ -32,12 +32,8 @@ def test_requirements_admit_what_colab_has():
 
 def test_make_lists_the_commands_and_refuses_other_pythons(tmp_path, monkeypatch):
     def make(*arguments):
-        done = subprocess.run(
-            ["make", "--no-print-directory", *arguments],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-        )
+        command = ["make", "--no-print-directory", "-C", PROJECT, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.stderr or re.findall(r"(?m)^\S+", done.stdout)
 
     assert make() == ["help", "run", "test", "test-all", "results"]

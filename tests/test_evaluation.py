@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import small
 
-import cxr
 import utils
 
 
@@ -55,27 +54,24 @@ def test_three_classes():
     assert "sensitivity" not in found
 
 
-@pytest.mark.parametrize("missing", ["normal", "pneumonia", "bacterial", "viral"])
-def test_a_class_without_images_is_not_measured_and_the_run_is_saved(missing, config):
-    classes = 2 if missing == "pneumonia" else 3
-    true = [name for name in utils.CLASS_NAMES[classes] if name != missing] * 3
-    table = predictions(true, ["normal", *true[1:]], classes)
-    found = utils.evaluate(table)
-    assert found["recall"].pop(missing) is None and found["auc"] is None
-    assert None not in found["recall"].values()
-    if classes == 2:
-        assert found["sensitivity"] is None and found["specificity"] == 1
-    row = utils.metrics_table({"a": table}).loc["a"]
-    assert row["ROC AUC"] == row[f"recall {missing}"] == "-" and row["accuracy"].endswith("%")
-    plt.close(utils.plot_confusion(table, "title"))
-    checkpoint = utils.TrainingCheckpoint(config, "x", utils.load_images(config), None, None)
-    checkpoint.settings = {}
-    utils.save_run(checkpoint, small.build_model(0.1), table)
-    content = (config.output_dir / "x" / "run.json").read_text()
-    metrics = json.loads(content, parse_constant=lambda name: 1 / 0)["metrics"]["test"]
-    assert metrics["auc"] is None and metrics["accuracy"] == found["accuracy"]
-    with pytest.raises(ValueError, match="JSON"):
-        cxr.files.write_json(config.output_dir / "nan.json", {"a": float("nan")})
+def test_a_class_without_images_is_not_measured_and_the_run_is_saved(config):
+    for classes, missing in (2, "pneumonia"), (3, "viral"):
+        true = [name for name in utils.CLASS_NAMES[classes] if name != missing] * 3
+        table = predictions(true, ["normal", *true[1:]], classes)
+        found = utils.evaluate(table)
+        assert found["recall"].pop(missing) is None and found["auc"] is None
+        assert None not in found["recall"].values()
+        row = utils.metrics_table({"a": table}).loc["a"]
+        assert row["ROC AUC"] == row[f"recall {missing}"] == "-" and row["accuracy"].endswith("%")
+        plt.close(utils.plot_confusion(table, "title"))
+        checkpoint = utils.TrainingCheckpoint(
+            config, missing, utils.load_images(config), None, None
+        )
+        checkpoint.settings = {}
+        utils.save_run(checkpoint, small.build_model(0.1), table)
+        content = (config.output_dir / missing / "run.json").read_text()
+        metrics = json.loads(content, parse_constant=lambda name: 1 / 0)["metrics"]["test"]
+        assert metrics["auc"] is None and metrics["accuracy"] == found["accuracy"]
 
 
 def test_baselines_do_not_know_the_true_classes_and_neighbours_vote(sample_images):
@@ -112,7 +108,7 @@ def test_figures_say_what_they_show():
                      "report stopped: epoch 8"}  # fmt: skip
     table = predictions(["normal"] * 4 + ["pneumonia"], ["normal"] + ["pneumonia"] * 4, 2)
     figure = utils.plot_confusion(table, "Figure 5: x", report=((9, 1), (0, 10)))
-    ours, theirs = ([text.get_text() for text in axis.texts] for axis in figure.axes)
-    assert ours == ["1\n25.0%", "3\n75.0%", "0\n0.0%", "1\n100.0%"]
-    assert theirs == ["9\n90.0%", "1\n10.0%", "0\n0.0%", "10\n100.0%"]
+    texts = [text.get_text().split() for axis in figure.axes for text in axis.texts]
+    assert texts[:4] == [["1", "25.0%"], ["3", "75.0%"], ["0", "0.0%"], ["1", "100.0%"]]
+    assert [count for count, _ in texts[4:]] == ["9", "1", "0", "10"]
     plt.close("all")

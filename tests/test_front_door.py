@@ -5,7 +5,7 @@ folder and a stand-in for the project that imports nothing. No test reaches a ne
 proxy is closed, or the public address is rewritten to a local repository.
 """
 
-import functools
+import itertools
 import json
 import os
 import re
@@ -30,10 +30,7 @@ COLAB = """
 import os, sys, types
 def mount(path):
     print("Drive asks")
-    if {refuse}:
-        raise types.new_class("MessageError", (Exception,))("credential propagation unsuccessful")
-    if os.path.isdir("{root}/unmounted"):
-        os.rename("{root}/unmounted", path)
+    os.rename("{root}/unmounted", path)  # which is not there where Drive is refused
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 sys.modules["google.colab"].drive = types.SimpleNamespace(mount=mount)
 """
@@ -71,6 +68,7 @@ def make_zip(folder, target):
 def make_repository(folder):
     for command in ("init", "add .", "-c user.name=x -c user.email=x@x commit -m x"):
         subprocess.run(["git", *command.split()], cwd=folder, check=True, capture_output=True)
+    return {f"url.{folder.as_uri()}.insteadOf": ADDRESS}  # git's setting: it answers there
 
 
 class World:
@@ -82,17 +80,12 @@ class World:
     """
 
     def __init__(self, root, kind="own"):
-        self.root, self.kind, self.git, self.refuse = root, kind, dict(NO_NETWORK), False
+        self.root, self.kind, self.git = root, kind, dict(NO_NETWORK)
         here = {"own": "home/notes", "colab": "content", "kaggle": "kaggle/working"}[kind]
         self.here, self.far, self.path = root / here, root / "far" / "away", os.environ["PATH"]
         self.tmp = root / "tmp"
         for folder in (self.here, self.tmp):
             folder.mkdir(parents=True)
-
-    def publish(self, folder):
-        """Makes the project's public address answer, with this folder."""
-        make_repository(folder)
-        self.git = {f"url.{folder.as_uri()}.insteadOf": ADDRESS}
 
     def run(self, **fields):
         """Runs the cell with form fields filled; nothing temporary is left."""
@@ -102,7 +95,7 @@ class World:
             source, count = re.subn(rf'^{name} = ""', f"{name} = {value!r}", source, flags=re.M)
             assert count == 1
         if self.kind == "colab":
-            source = COLAB.format(root=self.root, refuse=self.refuse) + source
+            source = COLAB.format(root=self.root) + source
         env = {"PATH": self.path, "TMPDIR": str(self.tmp), "HOME": str(self.root / "home")}
         env |= {"GIT_CONFIG_COUNT": str(len(self.git)), "PYTHONDONTWRITEBYTECODE": "1"}
         for number, (key, value) in enumerate(self.git.items()):
@@ -122,141 +115,129 @@ class World:
         return printed
 
     def explains(self, *expected, **fields):
-        """Runs the cell, which must end in one error that says all of this and the way out on
-        this machine; returns its text."""
+        """As `fails`, with an error that says all of this and the way out on this machine."""
         files = {*self.here.rglob("*")}
-        done = self.run(**fields)
-        assert done.returncode == 1 and "taken" not in done.stdout
-        assert done.stderr.count("Traceback") == 1
-        _, message = done.stderr.split("\nRuntimeError: ")
-        assert all(text in message for text in (*expected, "PROJECT", "run this cell again"))
+        message = self.fails(**fields)
+        assert all(text in message for text in (*expected, "PROJECT"))
         assert [kind for kind, way in WAY_OUT.items() if way in message] == [self.kind]
         assert {*self.here.rglob("*")} == files, "files are left"
         return message
 
+    def fails(self, **fields):
+        """Runs the cell, which must end in one error; returns its text."""
+        done = self.run(**fields)
+        assert done.returncode == 1 and "taken" not in done.stdout
+        assert done.stderr.count("Traceback") == 1 and "run this cell again" in done.stderr
+        return done.stderr.split("\nRuntimeError: ")[1]
+
 
 @pytest.fixture
 def world(tmp_path):
-    return functools.partial(World, tmp_path)
+    """Makes a machine of its own at each call."""
+    numbers = itertools.count()
+    return lambda kind="own": World(tmp_path / f"{next(numbers)}", kind)
 
 
 # --- Each way to open a notebook -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", WAY_OUT)
-def test_cloned_once_where_only_the_notebook_is(world, kind):
+def test_cloned_once_where_only_the_notebook_is(world):
     """The badge on Colab, Kaggle with internet, a single .ipynb at home."""
-    machine = world(kind)
-    machine.publish(make_project(machine.far / "project"))
-    assert machine.finds(machine.here / KEPT, SEED="7", MODE="quick") == ""  # Drive not asked
-    machine.git, machine.path = NO_NETWORK, "/nowhere"
-    machine.finds(machine.here / KEPT)
+    for kind in WAY_OUT:
+        machine = world(kind)
+        machine.git = make_repository(make_project(machine.far / "project"))
+        assert machine.finds(machine.here / KEPT, SEED="7", MODE="quick") == ""  # Drive not asked
+        machine.git, machine.path = NO_NETWORK, "/nowhere"
+        machine.finds(machine.here / KEPT)
 
 
-@pytest.mark.parametrize("git", [True, False])
-@pytest.mark.parametrize("kind", WAY_OUT)
-def test_no_network_or_no_git(world, kind, git):
-    machine = world(kind)
-    machine.path = machine.path if git else "/nowhere"
-    message = machine.explains(f"\n  {ADDRESS}: ", str(machine.here), "\n  .: not there")
-    assert ("127.0.0.1" if git else "'git'") in message
-    assert ("MyDrive: not there" in message) == (kind == "colab")
+def test_no_network_or_no_git_or_no_drive(world):
+    for kind in WAY_OUT:
+        machine = world(kind)
+        reasons = [f"\n  {ADDRESS}: ", "127.0.0.1", str(machine.here), "\n  .: not there"]
+        message = machine.explains(*reasons)
+        assert ("MyDrive: [Errno 2]" in message) == (kind == "colab")
+    machine.path = "/nowhere"
+    machine.explains("'git'")
 
 
-@pytest.mark.parametrize("place", ["notebooks", ".", "..", "notes"])
-def test_project_beside_the_notebook(world, place):
+def test_project_beside_the_notebook(world):
     """The notebook lies in its own folder, at the top, beside the project, or in a sibling."""
-    machine = world()
-    project = make_project(machine.root / "home/anything")
-    machine.here = machine.here if place == "notes" else project / place
-    if place in ("notebooks", "."):  # the nearest counts
-        make_project(machine.root / "home")
-    if place != ".":  # the project's own utils counts, not one beside the notebook
-        shutil.copy(make_foreign(machine.far) / "utils.py", machine.here)
-    machine.finds(project)
+    for place in ("notebooks", ".", "..", "notes"):
+        machine = world()
+        project = make_project(machine.root / "home/anything")
+        machine.here = machine.here if place == "notes" else project / place
+        if place in ("notebooks", "."):  # the nearest counts
+            make_project(machine.root / "home")
+        if place != ".":  # the project's own utils counts, not one beside the notebook
+            shutil.copy(make_foreign(machine.far) / "utils.py", machine.here)
+        machine.finds(project)
 
 
-@pytest.mark.parametrize("kind", WAY_OUT)
-def test_an_uploaded_zip(world, kind):
-    machine = world(kind)
+def test_an_uploaded_zip(world):
+    machine = world("colab")
     (machine.here / "broken.zip").write_bytes(b"PK")
     with zipfile.ZipFile(machine.here / "another.zip", "w") as archive:
         archive.writestr("another/utils.py", "")
     make_zip(make_project(machine.far / "project"), machine.here / f"{NAME}-main.zip")
-    machine.finds(machine.here / f"{NAME}-main")
-    machine.finds(machine.here / f"{NAME}-main")
+    for _ in range(2):
+        machine.finds(machine.here / f"{NAME}-main")
     assert len([*machine.here.iterdir()]) == 4  # the zips, and this project
 
 
-@pytest.mark.parametrize(
-    "value", ["~", "~/it", "{}/it", "../it", "~/x.zip", URL, f"{URL}.git", SECRET]
-)
-def test_the_field_project(world, value):
+def test_the_field_project(world):
     """Where PROJECT says, and nowhere else, however near another copy is."""
-    home = (machine := world()).root / "home"
-    project = make_project(home / "it")
-    make_project(machine.here / "nearer")
-    make_zip(project, home / "x.zip")
-    make_repository(project)
-    machine.git = {f"url.{project.as_uri()}.insteadOf": value}
-    kept = {"~/x.zip": "home-x", SECRET: "example.invalid-x"}.get(value, "me-x" * ("me" in value))
-    for _ in range(2):
-        machine.finds(machine.here / kept if kept else project, PROJECT=f" {value.format(home)} ")
-        machine.git = NO_NETWORK
+    for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", f"{URL}.git": "me-x",
+                        SECRET: "example.invalid-x"}.items():  # fmt: skip
+        home = (machine := world()).root / "home"
+        project = make_project(home / "it")
+        make_project(machine.here / "nearer")
+        make_zip(project, home / "x.zip")
+        machine.git = dict.fromkeys(make_repository(project), value)
+        for _ in range(2):
+            machine.finds(machine.here / kept if kept else project, PROJECT=f" {value} ")
+            machine.git = NO_NETWORK
 
 
-def test_the_field_project_where_nothing_is(world):
+def test_the_field_project_where_nothing_is_or_behind_a_password(world):
     machine = world()
     make_project(machine.here / "nearer")
     message = machine.explains("\n  /no/such/folder: not there", PROJECT="/no/such/folder")
     assert ADDRESS not in message
+    assert "s3cret" not in machine.explains("example.invalid", PROJECT=SECRET)
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_anywhere_in_drive(world, named):
-    machine = world("colab")
-    make_project(machine.root / "unmounted/MyDrive/a/b/c")
-    make_foreign(machine.root / "unmounted/MyDrive/d")
-    found = machine.root / "content/drive/MyDrive/a/b/c"
-    assert machine.finds(found, PROJECT=str(found) if named else "") == "Drive asks\n"
+def test_anywhere_in_drive(world):
+    for field in ("", "{}/content/drive/MyDrive/a/b/c"):
+        machine = world("colab")
+        make_project(machine.root / "unmounted/MyDrive/a/b/c")
+        make_foreign(machine.root / "unmounted/MyDrive/d")
+        found = machine.root / "content/drive/MyDrive/a/b/c"
+        assert machine.finds(found, PROJECT=field.format(machine.root)) == "Drive asks\n"
 
 
-def test_drive_refused(world):
-    machine = world("colab")
-    machine.refuse = True
-    machine.explains("MyDrive: credential propagation unsuccessful")
+def test_kaggle_with_the_project_as_an_input(world):
+    for place in ("x", "datasets/me/x/KAGGLE_Project"):
+        machine = world("kaggle")
+        make_foreign(machine.root / "kaggle/input/a")
+        machine.finds(make_project(machine.root / "kaggle/input" / place))
 
 
-@pytest.mark.parametrize("place", ["x", "x/KAGGLE_Project-main", "datasets/me/x/KAGGLE_Project"])
-def test_kaggle_with_the_project_as_an_input(world, place):
-    machine = world("kaggle")
-    make_foreign(machine.root / "kaggle/input/a")
-    machine.finds(make_project(machine.root / "kaggle/input" / place))
+# --- What must not be taken ----------------------------------------------------------------
 
 
-# --- What must not be taken, or said -------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", WAY_OUT)
-def test_a_foreign_repository_at_the_address(world, kind):
-    machine = world(kind)
-    machine.publish(make_foreign(machine.far / "foreign"))
+def test_a_foreign_repository_at_the_address(world):
+    machine = world()
+    machine.git = make_repository(make_foreign(machine.far / "foreign"))
     shutil.copy(machine.far / "foreign/utils.py", machine.here)
     machine.explains(f"\n  {ADDRESS}: not there")
 
 
-@pytest.mark.parametrize("cloned", [True, False])
-def test_versions_that_differ(world, cloned):
-    machine = world()
-    project = make_project(machine.far if cloned else machine.root / "home/x", f"{VERSION}1")
-    if cloned:
-        machine.publish(project)
-    done = machine.run()
-    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
-    _, message = done.stderr.split("\nRuntimeError: ")
-    assert f"ersion {VERSION}" in message and "run this cell again" in message
-    assert str(machine.here / KEPT if cloned else project) in message
-
-
-def test_passwords_are_not_repeated(world):
-    assert "s3cret" not in world().explains("example.invalid", PROJECT=SECRET)
+def test_versions_that_differ(world):
+    for cloned in (True, False):
+        machine = world()
+        project = make_project(machine.far if cloned else machine.root / "home/x", f"{VERSION}1")
+        machine.git = make_repository(project) if cloned else NO_NETWORK
+        message = machine.fails()
+        assert f"ersion {VERSION}" in message
+        assert str(machine.here / KEPT if cloned else project) in message

@@ -10,11 +10,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-import cxr
 import utils
 
 PROJECT = utils.PROJECT
-PATHS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [(path, nbformat.read(path, 4)) for path in sorted(PROJECT.glob("notebooks/*.ipynb"))]
+PAGES = [PROJECT / "README.md", PROJECT / "data" / "README.md"]
 SEED_0 = PROJECT / "results" / "chest_xray_nearest224" / "seed-0"
 WRONG_TERMS = re.compile(
     r"yardstick|\bledger\b|\bphantom|smoke profile|past the stop|against the report|left in peace|"
@@ -24,135 +24,112 @@ WRONG_TERMS = re.compile(
 REPORT = os.environ.get("CXR_TEST_REPORT")
 
 
-@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
-def notebook(request):
-    found = nbformat.read(request.param, as_version=4)
-    found.path = request.param
-    found.code = [cell for cell in found.cells if cell.cell_type == "code"]
-    found.prose = [cell.source for cell in found.cells if cell.cell_type == "markdown"]
-    found.outputs = [output for cell in found.code for output in cell.outputs]
-    return found
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
 
 
-def printed(notebook):
-    data = [o.get("data", {}) for o in notebook.outputs]
-    return "".join(o.get("text", "") for o in notebook.outputs) + "".join(
-        d.get("text/plain", "") for d in data
-    )
+def outputs(notebook):
+    return [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
 
 
-def without_quotations(text):
-    return re.sub(r"^> .*$", "", text, flags=re.M)
+def html(notebook):
+    return "".join(o.data.get("text/html", "") for o in outputs(notebook) if "data" in o)
 
 
-def test_cells_are_short_and_half_is_prose(notebook):
-    sizes = sorted(len(cell.source.splitlines()) for cell in notebook.code)
-    assert sizes[len(sizes) // 2] <= 6 and sizes[int(len(sizes) * 0.9)] <= 15
-    assert not [line for c in notebook.code for line in c.source.splitlines() if len(line) > 100]
-    prose = sum(map(len, notebook.prose))
-    assert prose / (prose + sum(len(cell.source) for cell in notebook.code)) >= 0.5
+def test_cells_are_short_and_half_is_prose():
+    for path, notebook in NOTEBOOKS:
+        code, prose = "".join(sources(notebook, "code")), "".join(sources(notebook, "markdown"))
+        sizes = sorted(len(source.splitlines()) for source in sources(notebook, "code"))
+        assert sizes[len(sizes) // 2] <= 6 and sizes[int(len(sizes) * 0.9)] <= 15, path.name
+        assert len(prose) >= len(code), path.name
 
 
-def test_headings_make_an_outline(notebook):
-    levels = [len(h) for h in re.findall(r"^(#+) ", "\n".join(notebook.prose), re.M)]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+def test_headings_make_an_outline():
+    for path, notebook in NOTEBOOKS:
+        headings = re.findall(r"^(#+) ", "\n".join(sources(notebook, "markdown")), re.M)
+        levels = list(map(len, headings))
+        assert levels[0] == 1 and levels.count(1) == 1, path.name
+        steps = zip(levels, levels[1:], strict=False)
+        assert all(after - before <= 1 for before, after in steps), path.name
 
 
-def test_outputs_are_those_of_one_clean_full_run(notebook):
-    assert [cell.execution_count for cell in notebook.code] == [*range(1, len(notebook.code) + 1)]
-    assert not [
-        o for o in notebook.outputs if o.output_type == "error" or o.get("name") == "stderr"
-    ]
-    text = notebook.path.read_text(encoding="utf-8")
-    assert len(text) < 1_000_000 and "widget-view" not in text
-    assert not re.search(r"/(root|work|tmp|home)/", text)
-    assert "full mode, seed 0" in printed(notebook)
-    assert "5,216 of 5,216 training images" in printed(notebook)
+def test_outputs_are_those_of_one_clean_full_run():
+    for path, notebook in NOTEBOOKS:
+        counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+        assert counts == [*range(1, len(counts) + 1)], path.name
+        kinds = [(o.output_type, o.get("name")) for o in outputs(notebook)]
+        assert not [kind for kind in kinds if "error" in kind or "stderr" in kind], path.name
+        text = path.read_text(encoding="utf-8")
+        assert len(text) < 1_000_000 and "widget-view" not in text, path.name
+        assert not re.search(r"/(root|work|tmp|home)/", text), path.name
+        printed = "".join(o.get("text", "") for o in outputs(notebook))
+        assert "full mode, seed 0" in printed, path.name
+        assert "5,216 of 5,216 training images" in printed, path.name
 
 
-def test_set_up_cells_are_alike_and_name_this_version_and_repository():
-    cells = {
-        next(c.source for c in nbformat.read(p, 4).cells if c.cell_type == "code") for p in PATHS
-    }
-    assert len(cells) == 1
+def test_set_up_cells_and_badges_name_this_version_repository_and_notebook():
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["cxr"]
+    repository, cells = settings["repository"], set()
+    for path, notebook in NOTEBOOKS:
+        cells.add(sources(notebook, "code")[0])
+        badges = f"/{repository}/blob/main/notebooks/{path.name}"
+        assert sources(notebook, "markdown")[0].count(badges) == 2, path.name
     [source] = cells
-    repository = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["cxr"][
-        "repository"
-    ]
-    assert f'VERSION, REPOSITORY = "{cxr.VERSION}", "https://github.com/{repository}"' in source
+    version = f'"{utils.cxr.VERSION}"'
+    assert f'VERSION, REPOSITORY = {version}, "https://github.com/{repository}"' in source
 
 
-def test_badges_open_this_notebook(notebook):
-    repository = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["cxr"][
-        "repository"
-    ]
-    address = f"github.com/{repository}/blob/main/notebooks/{notebook.path.name}"
-    assert notebook.prose[0].count(address.removeprefix("github.com")) == 2
+def test_words_are_the_fields():
+    texts = {path: path.read_text(encoding="utf-8") for path in PAGES}
+    texts |= {path: "\n".join(c.source for c in notebook.cells) for path, notebook in NOTEBOOKS}
+    for path, text in texts.items():
+        without_quotations = re.sub(r"^> .*$", "", text, flags=re.M)
+        assert not WRONG_TERMS.findall(without_quotations), path
 
 
-@pytest.mark.parametrize("name", ["README.md", "data/README.md", *(p.name for p in PATHS)])
-def test_words_are_the_fields(name):
-    path = PROJECT / ("notebooks" if name.endswith("ipynb") else "") / name
-    text = path.read_text(encoding="utf-8")
-    if name.endswith("ipynb"):
-        text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"])
-    assert not WRONG_TERMS.findall(without_quotations(text))
-
-
-@pytest.mark.parametrize("path", [*PATHS, PROJECT / "README.md", PROJECT / "data" / "README.md"],
-                         ids=lambda path: path.name)  # fmt: skip
-def test_links_lead_somewhere_and_every_number_is_filled_in(path):
-    text = path.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (path.parent / link).exists(), link
-    assert "-->?<!---->" not in text
+def test_links_lead_somewhere_and_every_number_is_filled_in():
+    for path in [path for path, _ in NOTEBOOKS] + PAGES:
+        text = path.read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+        assert not [link for link in links if not (path.parent / link).exists()], path
+        assert "-->?<!---->" not in text, path
 
 
 def test_every_claim_is_compared_in_its_notebook():
-    found = {}
-    for path in PATHS:
-        source = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-        for claim in re.findall(r'"(C\d\d)":', source.split("compare_with_report")[-1]):
-            found.setdefault(claim, []).append(path.stem[:2])
-    assert sorted(found) == [f"C{number:02d}" for number in range(1, 30)]
-    assert {claim: where for claim, where in found.items() if len(where) > 1} == {
-        "C09": ["01", "02"]
-    }
+    found = []
+    for path, notebook in NOTEBOOKS:
+        source = "\n".join(sources(notebook, "code")).split("compare_with_report")[-1]
+        found += [(claim, path.stem[:2]) for claim in re.findall(r'"(C\d\d)":', source)]
+    assert sorted({claim for claim, _ in found}) == [f"C{number:02d}" for number in range(1, 30)]
+    assert len(found) == 30 and {("C09", "01"), ("C09", "02")} < set(found)  # C09 has two parts
 
 
-def test_tables_are_those_of_results(notebook):
-    claims = pd.read_csv(PROJECT / "results" / "claims.csv", keep_default_na=False).set_index(
-        "claim"
-    )
-    html = "".join(
-        o.data["text/html"] for o in notebook.outputs if "text/html" in o.get("data", {})
-    )
-    for claim in re.findall(r"<th>(C\d\d)</th>", html):
-        row = re.search(rf"<th>{claim}</th>(.*?)</tr>", html, re.S)[1]
-        cells = [re.sub(r"&\w+;", "", c) for c in re.findall(r"<td>(.*?)</td>", row, re.S)]
-        assert cells[0] == claims.loc[claim, "report"] and cells[3] == claims.loc[claim, "verdict"]
-        assert cells[2] == claims.loc[claim, "published"]
+def test_tables_are_those_of_results():
+    claims = pd.read_csv(PROJECT / "results/claims.csv", keep_default_na=False, index_col="claim")
+    for _, notebook in NOTEBOOKS:
+        for claim, row in re.findall(r"<th>(C\d\d)</th>(.*?)</tr>", html(notebook), re.S):
+            cells = [re.sub(r"&\w+;", "", c) for c in re.findall(r"<td>(.*?)</td>", row, re.S)]
+            expected = claims.loc[claim, ["report", "published", "verdict"]].tolist()
+            assert [cells[0], *cells[2:]] == expected, claim
 
 
-@pytest.mark.parametrize("path", PATHS[1:], ids=lambda path: path.stem)
-def test_printed_measures_are_those_of_the_published_run(path):
-    info = json.loads((SEED_0 / path.stem / "run.json").read_text(encoding="utf-8"))
-    history = pd.read_csv(SEED_0 / path.stem / "history.csv")
-    cells = nbformat.read(path, 4).cells
-    html = "".join(o.data["text/html"] for c in cells if c.cell_type == "code" for o in c.outputs
-                   if "text/html" in o.get("data", {}))  # fmt: skip
-    assert f"{info['metrics']['test']['accuracy']:.1%}" in html
-    assert f"<td>{len(history)} epochs" in html
+def test_printed_measures_are_those_of_the_published_run():
+    for path, notebook in NOTEBOOKS[1:]:
+        run = json.loads((SEED_0 / path.stem / "run.json").read_text(encoding="utf-8"))
+        epochs = len(pd.read_csv(SEED_0 / path.stem / "history.csv"))
+        assert f"{run['metrics']['test']['accuracy']:.1%}" in html(notebook), path.name
+        assert f"<td>{epochs} epochs" in html(notebook), path.name
 
 
 @pytest.mark.skipif(not REPORT, reason="CXR_TEST_REPORT does not name the report's text")
-def test_quotations_are_the_reports_words(notebook):
+def test_quotations_are_the_reports_words():
     def plain(text):
         text = text.replace("\\", "").replace("*", "").replace("“", '"').replace("”", '"')
         return re.sub(r"\s+", " ", text).strip().lower()
 
     report = plain(Path(REPORT).read_text(encoding="utf-8"))
-    for quotation in re.findall(r"^> \*(.*)\*$", "\n".join(notebook.prose), re.M):
-        for part in plain(quotation).split("[...]"):
-            assert part.strip(" .") in report, part
+    for _, notebook in NOTEBOOKS:
+        prose = "\n".join(sources(notebook, "markdown"))
+        for quotation in re.findall(r"^> \*(.*)\*$", prose, re.M):
+            for part in plain(quotation).split("[...]"):
+                assert part.strip(" .") in report, part

@@ -8,7 +8,6 @@ import h5py
 import pandas as pd
 import pytest
 import small
-import synthetic
 from small import FILES, NAME
 
 import cxr
@@ -18,7 +17,7 @@ import utils
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    data = synthetic.make_tiny_set(folder / "set")
+    data = small.make_tiny_set(folder / "set")
     config = utils.setup(data=str(data), out=str(folder / "out"), mode="full")
     return config, utils.load_images(config), small.train(config, epochs=2)
 
@@ -62,12 +61,13 @@ def test_a_run_holds_all_that_later_notebooks_need(finished, run):
     history, predictions, weights = finished[2]
     found, model = utils.load_run(config, NAME, images), small.build_model(0.1)
     assert {path.name for path in found.folder.iterdir()} == FILES
-    pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), history)
+    pd.testing.assert_frame_equal(found.history, history)
     pd.testing.assert_frame_equal(found.predictions, predictions.reset_index(drop=True))
     found.load_weights(model)
     assert all((a == b).all() for a, b in zip(model.get_weights(), weights, strict=True))
     info = found.info
-    assert (info["run"], info["seed"], info["mode"], info["parameters"]) == (NAME, 0, "full", 296)
+    assert (info["run"], info["seed"], info["mode"]) == (NAME, 0, "full")
+    assert (info["parameters"], info["trainable"]) == (296, 296)
     assert info["images"]["fingerprint"] == images.fingerprint and info["images"]["count"] == 24
     test = predictions[predictions["split"] == "test"]
     assert info["metrics"]["test"] == utils.evaluate(test)
@@ -76,22 +76,18 @@ def test_a_run_holds_all_that_later_notebooks_need(finished, run):
         assert "optimizer" not in file, "which would triple the file"
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish, name):
-    config, images = run
+def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish):
     published = publish("nearest", "nearest neighbours", weights=True)
     weights = cxr.runs.WEIGHTS / f"{NAME}.weights.h5"
-    small.flip_a_bit(weights if "weights" in name else published / name)
-    with pytest.raises(utils.UserError, match="damaged: .*fetch the project again"):
-        read_all(utils.ModelRun(published))
-    path = config.output_dir / NAME / name
-    good = path.read_bytes()
-    middle = len(good) // 2
-    flipped = good[:middle] + bytes([good[middle] ^ 4]) + good[middle + 1 :]
-    for damaged in {good[:-9], flipped, good.replace(b'"seed": 0', b'"seed": 1')} - {good}:
-        path.write_bytes(damaged)
-        with pytest.raises(utils.UserError, match=f"{name}.* damaged: delete the folder .*again"):
-            read_all(utils.load_run(config, NAME, images))
+    for name in sorted(FILES):
+        theirs = weights if "weights" in name else published / name
+        ours = run[0].output_dir / NAME / name
+        for path, words in (theirs, "fetch the project again"), (ours, f"delete .*{NAME} and run"):
+            good = path.read_bytes()
+            small.flip_a_bit(path)
+            with pytest.raises(utils.UserError, match=f"{path.name}.* damaged: .*{words}"):
+                read_all(utils.ModelRun(published if path == theirs else path.parent))
+            path.write_bytes(good)
 
 
 def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run, publish):
@@ -121,18 +117,22 @@ def test_ones_own_run_comes_before_a_published_one_and_the_reports_images_before
     assert "your own run" in capsys.readouterr().out
 
 
-def test_choices_are_part_of_the_name():
-    assert utils.run_name("05_cnn1_transfer", dropout=0.2, patience=3) == "05_cnn1_transfer"
-    named = utils.run_name("05_cnn1_transfer", dropout=0.5, patience=10)
-    assert named == "05_cnn1_transfer-dropout-0.5-patience-10"
+def test_the_published_run_never_replaces_ones_own(finished, run, publish, capsys):
+    config, _ = run
+    with pytest.raises(utils.UserError, match="No weights of 02_small are published: untick"):
+        small.train(config, use_published=True)
+    publish("nearest", "nearest neighbours", weights=True)
+    small.train(config, epochs=1, retrain=True)
+    mine = small.contents(config.output_dir)
+    small.assert_same(finished[2], small.train(config, use_published=True, rate=5e-2))
+    assert "the published run, not trained here" in capsys.readouterr().out
+    assert small.contents(config.output_dir) == mine
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("mode", "smoke"), ("seed", "-1"), ("seed", "one"), ("seed", "1.5")]
-)
-def test_a_setting_that_cannot_be_is_named(make_config, setting, value):
-    with pytest.raises(utils.UserError, match=rf"\(CXR_{setting.upper()}\) is '{value}'"):
-        make_config("sample", **{setting: value})
+def test_a_setting_that_cannot_be_is_named(make_config):
+    for setting, value in ("mode", "smoke"), ("seed", "-1"), ("seed", "one"), ("seed", "1.5"):
+        with pytest.raises(utils.UserError, match=rf"\(CXR_{setting.upper()}\) is '{value}'"):
+            make_config("sample", **{setting: value})
 
 
 def test_a_form_field_beats_the_environment_and_settings_never_share_a_folder(
@@ -149,22 +149,18 @@ def test_a_form_field_beats_the_environment_and_settings_never_share_a_folder(
         make_config("", out=tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    ("host", "said"),
-    [("colab", "Change runtime type > T4"), ("kaggle", "> Accelerator"), ("", "MODE = quick")],
-)
-def test_a_missing_gpu_is_said_with_the_hosts_switch(
-    make_config, monkeypatch, tmp_path, capsys, host, said
-):
+def test_a_missing_gpu_is_said_with_the_hosts_switch(make_config, monkeypatch, tmp_path, capsys):
+    def said(mode):
+        make_config("", mode=mode)
+        return capsys.readouterr().out
+
     monkeypatch.setattr(cxr.config, "accelerators", list)
     monkeypatch.setattr(cxr.config, "KAGGLE_WORKING", tmp_path / "kaggle")
-    (tmp_path / host).mkdir(exist_ok=True)
-    if host == "colab":
-        monkeypatch.setitem(sys.modules, "google.colab", None)
-    make_config("")
-    assert said in capsys.readouterr().out
-    make_config("", mode="quick")
-    assert "no GPU" not in capsys.readouterr().out
-    if host == "kaggle":
-        monkeypatch.delenv("CXR_OUT")
+    assert "MODE = quick" in said("full") and "no GPU" not in said("quick")
+    (tmp_path / "kaggle").mkdir()
+    assert "> Accelerator" in said("full")
+    with monkeypatch.context() as patch:
+        patch.delenv("CXR_OUT")
         assert utils.setup().output_dir.is_relative_to(tmp_path / "kaggle" / "artifacts")
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    assert "Change runtime type > T4" in said("full")
