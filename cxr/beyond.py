@@ -12,7 +12,7 @@ from sklearn import metrics
 from cxr.cache import to_rgb
 from cxr.explain import hires_cam, load_user_image
 from cxr.files import UserError
-from cxr.source import CLASS_NAMES, KINDS
+from cxr.source import CLASS_NAMES
 
 
 @keras.saving.register_keras_serializable("cxr")
@@ -194,11 +194,12 @@ def stress_table(model, pixels, is_ill):
 def score_folder(model, folder):
     """Accuracy and ROC AUC, in words, of a model whose first class is *normal* on a folder with
     NORMAL and PNEUMONIA in it. UserError where one is missing or holds no image."""
-    files = {kind: sorted(Path(folder).expanduser().glob(f"{kind}/[!.]*")) for kind in KINDS}
+    kinds = ("NORMAL", "PNEUMONIA")
+    files = {kind: sorted(Path(folder).expanduser().glob(f"{kind}/[!.]*")) for kind in kinds}
     if not all(files.values()):
         raise UserError(f"EXTERNAL: {folder} needs two folders with images, NORMAL and PNEUMONIA.")
-    pixels = [to_rgb(load_user_image(path)) for kind in KINDS for path in files[kind]]
+    pixels = [to_rgb(load_user_image(path)) for kind in kinds for path in files[kind]]
     normal = model.predict(np.stack(pixels).astype("float32") / 255, verbose=0)[:, 0]
-    is_ill = np.repeat([False, True], [len(files[kind]) for kind in KINDS])
+    is_ill = np.repeat([False, True], [len(files[kind]) for kind in kinds])
     accuracy, auc = np.mean((normal < 0.5) == is_ill), metrics.roc_auc_score(is_ill, -normal)
     return f"{len(is_ill)} images, accuracy {accuracy:.1%}, ROC AUC {auc:.3f}"

@@ -1,10 +1,12 @@
 """The cached array: pixels as load_img gives them, every unusable file, damage and changes."""
 
+import os
 import struct
 from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import small
 from PIL import Image
@@ -128,3 +130,13 @@ def test_a_damaged_array_is_made_anew(config, capsys):
             assert utils.load_images(config).metadata.equals(first.metadata)
             assert small.contents(first.folder) == good
             assert ("are damaged" in capsys.readouterr().out) == (damage is small.flip_a_bit), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CXR_TEST_REAL" not in os.environ, reason="CXR_TEST_REAL names no whole copy")
+def test_the_whole_data_set_is_that_of_the_published_runs(make_config):
+    images = utils.load_images(make_config(os.environ["CXR_TEST_REAL"]))
+    published = utils.find_published_run("01_data").info
+    assert images.fingerprint == published["images"]["fingerprint"]
+    counts = pd.crosstab(images.metadata["class3"], images.metadata["source_split"])
+    assert counts.to_dict() == published["counts"]
