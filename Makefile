@@ -36,7 +36,7 @@ test: $(READY)  ## ruff, the tests, and the notebooks under nbval in quick mode
 	$(BIN)/ruff format --check
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-all:  ## the same and the slow tests: a rehearsal of Colab (3 GB), the whole data set, all faults
+test-all:  ## the same and the slow tests: a rehearsal of Colab (3 GB), the whole data set
 	@$(MAKE) --no-print-directory test PYTEST='-m ""'
 
 results: $(READY)  ## write tables, figure and numbers in prose anew from results/

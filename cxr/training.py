@@ -63,7 +63,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         warn_other_images(run, self.images)
         run.load_weights(self.kept or model)
         self.rows, self.is_new = run.history.to_dict("records"), False
-        print(self.history.round(4).to_string(index=False))
+        shown = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+        print(self.history[shown].round(4).to_string(index=False))
         return FINISHED
 
     def _load_state(self, model):
