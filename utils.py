@@ -1,8 +1,7 @@
 """What the notebooks share: the report's own code, and the names they call from `cxr`.
 
-Here is what more than one of them needs, in their order: the split (01), CNN_1, measures and
-baselines (02), InceptionV3 (04). The plumbing (finding and caching images, resuming, Drive) is in
-`cxr/`, which never imports this file.
+What more than one of them needs, in their order: the split (01), CNN_1, measures and baselines
+(02), pretrained weights (04). The plumbing is in `cxr/`, which never imports this file.
 """
 
 import cxr  # noqa: I001 - first: it keeps TensorFlow's start-up lines quiet
@@ -239,18 +238,15 @@ def baselines(images, train, rows, num_classes):
 def metrics_table(predictions):
     """One line of measures per model, from a dict of names to DataFrames of `predict`; a DataFrame
     of strings, indexed by model."""
-
-    def percent(value):
-        return "-" if value is None else f"{value:.1%}"
-
     rows = {}
     for name, table in predictions.items():
         found = evaluate(table)
+        shares = {f"{kind} {c}": value for kind in ("recall", "precision")
+                  for c, value in found[kind].items()}  # fmt: skip
         rows[name] = {
-            "accuracy": percent(found["accuracy"]),
+            "accuracy": f"{found['accuracy']:.1%}",
             "95% CI by patient": f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}",
-            **{f"recall {c}": percent(v) for c, v in found["recall"].items()},
-            **{f"precision {c}": percent(v) for c, v in found["precision"].items()},
+            **{title: "-" if v is None else f"{v:.1%}" for title, v in shares.items()},
             "ROC AUC": "-" if found["auc"] is None else f"{found['auc']:.3f}",
         }
     return pd.DataFrame(rows).T.rename_axis("test images")
@@ -294,10 +290,11 @@ def pretrained_weights(config, application):
             return "imagenet", None, "ImageNet weights"
         except Exception as error:  # a download fails in as many ways as the network has
             if not config.quick:
-                raise UserError(
-                    f"ImageNet's weights cannot be downloaded ({type(error).__name__}). Run this "
-                    f"cell again, or set {variable} to a weights file of {name}(include_top=False)."
-                ) from error
+                words = (
+                    f"ImageNet's weights cannot be downloaded ({type(error).__name__}). Run this"
+                )
+                way_out = f"cell again, or set {variable} to a file of {name}(include_top=False)."
+                raise UserError(f"{words} {way_out}") from error
     line = f"RANDOM WEIGHTS: no ImageNet here. What {name} says below means nothing."
     print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}")
     return None, None, "random weights, never trained"

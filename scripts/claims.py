@@ -399,8 +399,9 @@ def facts(table):
         texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
     for key, name in beyond.items():
         texts |= {key + column: form(column, main[column][name]) for column in columns}
-    if isinstance(info := main["info"][S06], dict):
-        texts |= {f"06.{kind}": f"{info[kind]:,}" for kind in ("parameters", "trainable")}
+    for kind in ("parameters", "trainable"):
+        info = main["info"][S06]
+        texts[f"06.{kind}"] = f"{info[kind]:,}" if isinstance(info, dict) else None
     for key, names in GROUPS.items():
         try:
             rows, enough = pick(table, *names)[names[0]], True
