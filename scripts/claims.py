@@ -437,7 +437,8 @@ def files(table):
         missing.extend(key for _, key, _, _ in MARKER.findall(text) if texts[key] is None)
         return MARKER.sub(lambda m: f"{m[1]}{texts[m[2]] or m[3]}{m[4]}", text)
 
-    for path in (*results.glob("[cm]*.md"), PROJECT / "README.md", PROJECT / "data" / "README.md"):
+    pages = ("README.md", "data/README.md", "results/model_card.md")
+    for path in (results / "claims.md", *(found for page in pages for found in PROJECT.glob(page))):
         written[path] = fill(path.read_text(encoding="utf-8"))
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
