@@ -24,7 +24,7 @@ from cxr.files import PROJECT, atomic_write
 from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epoch
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
-S06 = "06_beyond"
+S06, TRUST = "06_beyond", "06_beyond-trust"
 LONG = runs.run_name(S05, dropout=0.2, patience=10)
 ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "past", "rescaled")
 BEYOND = ("crops", "weak", "frozen", "random", "image", "scratch")  # of notebook 06
@@ -365,7 +365,7 @@ def facts(table):
     found = claims(table)
     main = table[(table["images"] == MAIN_IMAGES) & (table["seed"] == 0)].set_index("run")
     beyond = {"06.": S06, **{f"06.{name}_": f"{S06}-{name}" for name in BEYOND}}
-    main = main.reindex([S01, *REPORTED, *beyond.values(), f"{S04}-rescaled"])  # or NaN
+    main = main.reindex([S01, *REPORTED, *beyond.values(), TRUST, f"{S04}-rescaled"])  # or NaN
     order = [rows["accuracy"] for rows in pick(table, S05, S04, S03).values()]
     reached = sensitivity_table(S05, pick(table, LONG)[LONG]["images"].iloc[0])["accuracy"]
     data, wrong = main["info"][S01], main["wrong_normals"]
@@ -397,11 +397,21 @@ def facts(table):
                     for images in (MAIN_IMAGES, SMOOTHED))  # fmt: skip
         moved = (one["accuracy"] - two["accuracy"]).dropna()
         texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
+    crossed = pd.read_csv(runs.RESULTS / "cross_test.csv").groupby(["run", "trained_on"])
+    for (name, trained_on), rows in crossed:
+        scored = rows.pivot_table("accuracy", "seed", "tested_on")
+        key = f"cross.{name[:2]}.{trained_on}"
+        texts[f"{key}_seeds"] = f"{len(scored)}"
+        texts[f"{key}_gain"] = f"{100 * (scored['nearest224'] - scored['smoothed']).mean():+.1f}"
     for key, name in beyond.items():
         texts |= {key + column: form(column, main[column][name]) for column in columns}
     for kind in ("parameters", "trainable"):
-        info = main["info"][S06]
-        texts[f"06.{kind}"] = f"{info[kind]:,}" if isinstance(info, dict) else None
+        texts[f"06.{kind}"] = f"{main['info'][S06][kind]:,}"
+    for key, (title, under) in zip(("06", "02"), main["info"][TRUST]["stress"].items(), strict=True):
+        reached = pd.DataFrame(under).T["accuracy"]
+        texts |= {f"{key}.stress_{how}": form("", reached.agg(how)) for how in ("min", "max")}
+        texts[f"{key}.stress_worst"] = reached.idxmin()
+        texts[f"{key}.heat_outside"] = f"{main['info'][TRUST]['heat_outside'][title]:.0%}"
     for key, names in GROUPS.items():
         try:
             rows, enough = pick(table, *names)[names[0]], True
@@ -421,7 +431,7 @@ def facts(table):
 
 def listed(table):
     """The content of runs.csv."""
-    table = table[table["run"] != S01].drop(columns=["kind", "info", "wrong_normals"])
+    table = table.dropna(subset="accuracy").drop(columns=["kind", "info", "wrong_normals"])
     return table.round(6).convert_dtypes().to_csv(index=False, lineterminator="\n")
 
 

@@ -38,6 +38,7 @@ BEYOND = {
     "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
                ("frozen.trainable = False", "frozen.trainable = True")],
     "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],
+    "scratch": [("FROM_SCRATCH = False", "FROM_SCRATCH = True")],  # trained beside the recipe
 }  # fmt: skip
 ABLATIONS = {
     "zoom": [(FLIP, "layers.RandomZoom(0.1, seed=config.seed),"), IMPORTED],
@@ -65,7 +66,8 @@ class Step:
             renamed = ("RUN = utils", f'RUN = "{name}"  # utils')
             if notebook == "06_beyond":
                 renamed = (f'"{notebook}", 8', f'"{name}", 8')
-            self.edits.append(renamed)
+            if suffix != "scratch":  # the notebook names that run itself
+                self.edits.append(renamed)
         self.runs = [name, f"{name}-rescaled"] if name == "04_inceptionv3" else [name]
 
 

@@ -1,0 +1,65 @@
+"""Does the way of resizing matter? CNN_1 trained on each copy of the data set, scored on the test
+images of both: results/cross_test.csv. DATA and OUT are those of the study, the argument is the
+smoothed copy; weights that were trained on it are in the history of this repository."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import run_notebooks as runner
+
+sys.path.insert(0, str(runner.PROJECT))
+import utils
+from cxr.files import RESULTS, atomic_write
+from cxr.runs import ModelRun
+
+LAST_SMOOTHED = "f59033d^"  # the last commit whose weights were trained on the smoothed copy
+
+
+def find_weights(trained_on, out, seed, name):
+    """The weights' content, or None where there are none."""
+    if trained_on == "nearest224":
+        run = out / f"seed-{seed}" / name
+        ready = (run / "run.json").exists() and ModelRun(run).has_weights
+        return (run / "model.weights.h5").read_bytes() if ready else None
+    show = ["git", "show", f"{LAST_SMOOTHED}:weights/seed-{seed}/{name}.weights.h5"]
+    found = subprocess.run(show, cwd=runner.PROJECT, capture_output=True)
+    return None if found.returncode else found.stdout
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER, the smoothed copy, with test/ in it")
+    out, smoothed, rows = runner.resolve_environment(), Path(sys.argv[1]), []
+    images = utils.load_images(utils.setup())
+    test = images.metadata.query("source_split == 'test'")
+    pixels = {
+        "nearest224": images.read(test.index),
+        "smoothed": np.stack([utils.read_image(smoothed / file)[0] for file in test["file"]]),
+    }
+    for number, name in {2: "02_cnn1_2class", 3: "03_cnn1_3class"}.items():
+        for seed in range(5):
+            for trained_on in pixels:
+                if not (content := find_weights(trained_on, out, seed, name)):
+                    continue
+                model = utils.build_cnn_1(number, 0.2, 0)
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder, "model.weights.h5")
+                    path.write_bytes(content)
+                    model.load_weights(path)
+                for tested_on, data in pixels.items():
+                    found = model.predict(utils.to_rgb(data).astype("float32") / 255, verbose=0)
+                    table = utils.prediction_table(test.assign(split="test"), number, found)
+                    accuracy = (utils.predicted_classes(table) == table["true"]).mean()
+                    rows.append((name, seed, trained_on, tested_on, round(accuracy, 6)))
+                    print(*rows[-1], flush=True)
+    columns = ["run", "seed", "trained_on", "tested_on", "accuracy"]
+    with atomic_write(RESULTS / "cross_test.csv") as part:
+        pd.DataFrame(rows, columns=columns).to_csv(part, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()
