@@ -26,6 +26,12 @@ def config(tiny_set, make_config):
     return make_config(tiny_set())
 
 
+@pytest.fixture
+def images(config):
+    """Those of the tiny set."""
+    return utils.load_images(config)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """(config, images, an undisturbed training on them, which early stopping ends)."""

@@ -1,10 +1,6 @@
-"""A rehearsal of Colab: its Python, its versions of the packages, its Drive, Run all.
-
-The packages of tests/colab.txt are installed once, into the folder that CXR_TEST_COLAB names, by
-default ~/.cache/cxr-colab (about 3 GB; it says so before). Each notebook is opened on its own and
-clones the project as in Colab; git is told to fetch it from here. Then the machine is thrown away,
-Drive stays, and a second session follows.
-"""
+"""A rehearsal of Colab: its Python, its versions (see CONTRIBUTING.md), its Drive, Run all. Each
+notebook is opened on its own and clones the project as in Colab; git is told to fetch it from here.
+Then the machine is thrown away, Drive stays, and a second session follows."""
 
 import json
 import os
