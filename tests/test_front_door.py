@@ -23,7 +23,6 @@ VERSION, ADDRESS = re.search(r'VERSION, REPOSITORY = "(.+)", "(.+)"', SETUP).gro
 OWNER, NAME = ADDRESS.split("/")[-2:]
 KEPT, MARK = f"{OWNER}-{NAME}", "cxr/__init__.py"  # where a clone is kept
 
-URL = "https://example.com/me/x"
 SECRET = "https://me:s3cret@example.invalid/x"  # noqa: S105
 COLAB = """
 import os, sys, types
@@ -171,8 +170,8 @@ def test_an_uploaded_zip(world):
 
 def test_the_field_project(world):
     """Where PROJECT says, and nowhere else, however near another copy is."""
-    for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", f"{URL}.git": "me-x",
-                        SECRET: "example.invalid-x"}.items():  # fmt: skip
+    for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", SECRET: "example.invalid-x",
+                        "https://example.com/me/x.git": "me-x"}.items():  # fmt: skip
         home = (machine := world()).root / "home"
         project = make_project(home / "it")
         make_project(machine.here / "nearer")
