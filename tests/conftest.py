@@ -26,12 +26,25 @@ def config(tiny_set, make_config):
     return make_config(tiny_set())
 
 
+@pytest.fixture
+def images(config):
+    """Those of the tiny set."""
+    return utils.load_images(config)
+
+
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """An undisturbed training, which early stopping ends."""
-    folder = tmp_path_factory.mktemp("whole")
+def finished(tmp_path_factory):
+    """(config, images, an undisturbed training on them, which early stopping ends)."""
+    folder = tmp_path_factory.mktemp("finished")
     data = str(small.make_tiny_set(folder / "set"))
-    return small.train(utils.setup(data=data, out=str(folder / "out"), mode="full"))
+    config = utils.setup(data=data, out=str(folder / "out"), mode="full")
+    return config, utils.load_images(config), small.train(config)
+
+
+@pytest.fixture
+def whole(finished):
+    """The undisturbed training."""
+    return finished[2]
 
 
 @pytest.fixture(scope="session")

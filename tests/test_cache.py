@@ -98,9 +98,7 @@ def test_too_little_space_is_said_before_anything_is_read(config, monkeypatch):
         utils.load_images(config)
 
 
-def test_the_array_is_found_again_and_made_anew_when_the_files_change(
-    tiny_set, make_config, tmp_path, monkeypatch
-):
+def test_the_array_is_found_again_or_made_anew(tiny_set, make_config, tmp_path, monkeypatch):
     root = tiny_set(tmp_path / "Données d'été (copie 1)")
     config = make_config(root, out=tmp_path / "résultats à moi")
     first = utils.load_images(config)

@@ -1,10 +1,6 @@
-"""A rehearsal of Colab: its Python, its versions of the packages, its Drive, Run all.
-
-The packages of tests/colab.txt are installed once, into the folder that CXR_TEST_COLAB names, by
-default ~/.cache/cxr-colab (about 3 GB; it says so before). Each notebook is opened on its own and
-clones the project as in Colab; git is told to fetch it from here. Then the machine is thrown away,
-Drive stays, and a second session follows.
-"""
+"""A rehearsal of Colab: its Python, its versions (see CONTRIBUTING.md), its Drive, Run all. Each
+notebook is opened on its own and clones the project as in Colab; git is told to fetch it from here.
+Then the machine is thrown away, Drive stays, and a second session follows."""
 
 import json
 import os
@@ -153,7 +149,6 @@ def rehearsal(tmp_path_factory, python, repository):
 
 
 def test_all_notebooks_run_with_colabs_versions_and_its_drive(rehearsal):
-    assert set(rehearsal.first) == {path.stem for path in NOTEBOOKS}
     for printed in rehearsal.first.values():
         assert "Mounted at" in printed and "Python 3.13" in printed
         assert f"TensorFlow {VERSIONS['tensorflow']}, Keras {VERSIONS['keras']}" in printed

@@ -55,12 +55,6 @@ class Colab:
         shutil.rmtree(cxr.config.COLAB_OUTPUT)
         return self.setup()
 
-    def vanish(self):
-        self.my_drive.rename(self.hidden)
-
-    def come_back(self):
-        self.hidden.rename(self.my_drive)
-
     def finish_run(self, value=1.0, name=NAME, retrain=False):
         """Saves a run as at the end of a training, without one."""
         table = pd.DataFrame({"epoch": [1], "loss": [value]})
@@ -111,7 +105,6 @@ def test_a_new_machine_finds_everything_and_makes_nothing_again(colab, monkeypat
     said = capsys.readouterr().out
     assert f"results  {colab.folder.parent} (Drive; a copy of {config.output_dir})" in said
     first = small.train(config)
-    colab.assert_on_drive()
     colab.assert_same_everywhere()
     before = contents(colab.my_drive)
     config = colab.new_machine()
@@ -136,20 +129,15 @@ def test_a_kernel_restart_on_the_same_machine_is_no_news(colab, monkeypatch, cap
         assert before == {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*")}
 
 
-def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_after_its_files(
-    colab, refuse, capsys
-):
-    def describe():
-        return colab.config.drive.describe(colab.config.output_dir)
-
+def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, refuse, capsys):
     refuse(lambda _, target: "pixels.npy" in target.name or "model.weights.h5" in target.name)
     colab.setup()
     colab.finish_run()
     taken = {path.name for path in contents(colab.my_drive)}
     assert taken == {"metadata.csv", "history.csv", "predictions.csv"}
-    said = capsys.readouterr().out
-    assert said.count("Drive does not take or give files (No space left on device)") == 1
-    assert "not on Drive (No space left on device): it is lost with this session" in describe()
+    assert capsys.readouterr().out.count("not take or give files (No space left on device)") == 1
+    where = colab.config.drive.describe(colab.config.output_dir)
+    assert "not on Drive (No space left on device): it is lost with this session" in where
     refuse(lambda _, target: "pixels.npy" in target.name)
     colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
@@ -158,7 +146,7 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_after_its_file
     colab.finish_run(name="04_other")
     colab.assert_same_everywhere()
     assert capsys.readouterr().out.count("Drive takes files again") == 1
-    assert "(Drive; a copy" in describe()
+    assert "(Drive; a copy" in colab.config.drive.describe(colab.config.output_dir)
 
 
 def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, capsys):
@@ -169,7 +157,6 @@ def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, ca
     assert not colab.my_drive.exists()
     colab.finish_run()
     colab.setup()
-    colab.assert_on_drive()
     colab.assert_same_everywhere()
 
 
@@ -188,7 +175,7 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     def then_vanish(source, target):
         replace(source, target)
         if target == colab.folder / "history.csv":
-            colab.vanish()
+            colab.my_drive.rename(colab.hidden)
 
     colab.setup()
     replace = os.replace
@@ -197,7 +184,7 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     colab.finish_run()
     small.train(colab.config, "03_other", epochs=1)
     assert not colab.my_drive.exists(), "a folder that pretends to be Drive"
-    colab.come_back()
+    colab.hidden.rename(colab.my_drive)
     colab.finish_run(3.0, "05_other")
     said = capsys.readouterr().out
     assert said.count("Drive does not take or give files (it is not mounted any more)") == 1
@@ -205,7 +192,7 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     colab.assert_same_everywhere()
 
 
-def test_a_drive_that_takes_nothing_stops_nothing_and_is_read(colab, refuse, capsys):
+def test_a_drive_that_takes_nothing_is_read_and_not_blamed_for_a_full_disk(colab, refuse, capsys):
     colab.setup()
     colab.finish_run()
     refuse(lambda _, target: target.is_relative_to(colab.my_drive), errno.EIO)
@@ -216,6 +203,10 @@ def test_a_drive_that_takes_nothing_stops_nothing_and_is_read(colab, refuse, cap
     assert utils.ModelRun(config.output_dir / "03_other").has_weights
     assert not list(colab.my_drive.rglob("*.part*"))
     colab.assert_on_drive()
+    colab.new_machine()
+    refuse(lambda _, target: not target.is_relative_to(colab.my_drive))
+    with pytest.raises(utils.UserError, match="No space left while writing .*cxr_output"):
+        colab.loss()
 
 
 def test_what_is_damaged_on_drive_is_not_used_and_is_replaced(colab, capsys):
@@ -235,15 +226,6 @@ def test_what_is_damaged_on_drive_is_not_used_and_is_replaced(colab, capsys):
         colab.assert_same_everywhere()
 
 
-def test_this_machines_full_disk_is_not_taken_for_drives_fault(colab, refuse):
-    colab.setup()
-    colab.finish_run()
-    colab.new_machine()
-    refuse(lambda _, target: not target.is_relative_to(colab.my_drive))
-    with pytest.raises(utils.UserError, match="No space left while writing .*cxr_output"):
-        colab.loss()
-
-
 def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
     colab.setup()
     colab.finish_run(1.0)
@@ -256,8 +238,8 @@ def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
     assert f"Drive has another finished {NAME} and keeps it" in said and "RETRAIN" in said
     assert contents(colab.folder) == kept and colab.loss() == 2
     colab.new_machine()
-    colab.vanish()  # nor where it is away when the training looks for it
-    small.train(colab.config, epochs=1, hook=lambda _: colab.come_back())
+    colab.my_drive.rename(colab.hidden)  # nor where it is away when the training looks for it
+    small.train(colab.config, epochs=1, hook=lambda _: colab.hidden.rename(colab.my_drive))
     assert contents(colab.folder) == kept
     colab.finish_run(3.0, retrain=True)
     colab.assert_on_drive()

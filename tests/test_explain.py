@@ -49,9 +49,7 @@ def test_the_figure_of_a_prediction(model):
     plt.close(figure)
 
 
-def test_pictures_that_are_no_chests_are_doubted_and_test_images_hardly_ever(
-    tmp_path, sample_images
-):
+def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, sample_images):
     def warnings(pixels):
         train = sample_images.metadata.query("source_split == 'train'")
         return utils.out_of_distribution_warnings(pixels, sample_images, train)

@@ -5,14 +5,13 @@ folder and a stand-in for the project that imports nothing. No test reaches a ne
 proxy is closed, or the public address is rewritten to a local repository.
 """
 
-import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ VERSION, ADDRESS = re.search(r'VERSION, REPOSITORY = "(.+)", "(.+)"', SETUP).gro
 OWNER, NAME = ADDRESS.split("/")[-2:]
 KEPT, MARK = f"{OWNER}-{NAME}", "cxr/__init__.py"  # where a clone is kept
 
-URL = "https://example.com/me/x"
 SECRET = "https://me:s3cret@example.invalid/x"  # noqa: S105
 COLAB = """
 import os, sys, types
@@ -58,13 +56,6 @@ def make_foreign(folder):  # its `utils` must not be imported
     return folder
 
 
-def make_zip(folder, target):
-    """A zip as GitHub makes it, with a folder on top."""
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in folder.rglob("*"):
-            archive.write(path, Path(f"{NAME}-main", path.relative_to(folder)))
-
-
 def make_repository(folder):
     for command in ("init", "add .", "-c user.name=x -c user.email=x@x commit -m x"):
         subprocess.run(["git", *command.split()], cwd=folder, check=True, capture_output=True)
@@ -72,20 +63,16 @@ def make_repository(folder):
 
 
 class World:
-    """A machine on which the cell is run: `own`, `colab` or `kaggle`.
-
-    Attributes:
-        root: everything of this machine; the kernel works in `here` and does not look at `far`.
-        git: git's configuration, at first such that there is no network.
-    """
+    """A machine on which the cell is run: `own`, `colab` or `kaggle`. All of it is in `root`; the
+    kernel works in `here` and does not look at `far`. `git` is git's configuration."""
 
     def __init__(self, root, kind="own"):
         self.root, self.kind, self.git = root, kind, dict(NO_NETWORK)
         here = {"own": "home/notes", "colab": "content", "kaggle": "kaggle/working"}[kind]
-        self.here, self.far, self.path = root / here, root / "far" / "away", os.environ["PATH"]
-        self.tmp = root / "tmp"
-        for folder in (self.here, self.tmp):
-            folder.mkdir(parents=True)
+        self.here, self.far, self.tmp = root / here, root / "far" / "away", root / "tmp"
+        self.here.mkdir(parents=True)
+        self.tmp.mkdir()
+        self.path = os.environ["PATH"]
 
     def run(self, **fields):
         """Runs the cell with form fields filled; nothing temporary is left."""
@@ -134,11 +121,7 @@ class World:
 @pytest.fixture
 def world(tmp_path):
     """Makes a machine of its own at each call."""
-    numbers = itertools.count()
-    return lambda kind="own": World(tmp_path / f"{next(numbers)}", kind)
-
-
-# --- Each way to open a notebook -----------------------------------------------------------
+    return lambda kind="own": World(Path(tempfile.mkdtemp(dir=tmp_path)), kind)
 
 
 def test_cloned_once_where_only_the_notebook_is(world):
@@ -177,9 +160,9 @@ def test_project_beside_the_notebook(world):
 def test_an_uploaded_zip(world):
     machine = world("colab")
     (machine.here / "broken.zip").write_bytes(b"PK")
-    with zipfile.ZipFile(machine.here / "another.zip", "w") as archive:
-        archive.writestr("another/utils.py", "")
-    make_zip(make_project(machine.far / "project"), machine.here / f"{NAME}-main.zip")
+    shutil.make_archive(machine.here / "another", "zip", make_foreign(machine.far / "another"))
+    make_project(machine.far / "main" / f"{NAME}-main")  # GitHub's zips have a folder on top
+    shutil.make_archive(machine.here / f"{NAME}-main", "zip", machine.far / "main")
     for _ in range(2):
         machine.finds(machine.here / f"{NAME}-main")
     assert len([*machine.here.iterdir()]) == 4  # the zips, and this project
@@ -187,12 +170,12 @@ def test_an_uploaded_zip(world):
 
 def test_the_field_project(world):
     """Where PROJECT says, and nowhere else, however near another copy is."""
-    for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", f"{URL}.git": "me-x",
-                        SECRET: "example.invalid-x"}.items():  # fmt: skip
+    for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", SECRET: "example.invalid-x",
+                        "https://example.com/me/x.git": "me-x"}.items():  # fmt: skip
         home = (machine := world()).root / "home"
         project = make_project(home / "it")
         make_project(machine.here / "nearer")
-        make_zip(project, home / "x.zip")
+        shutil.make_archive(home / "x", "zip", home, "it")
         machine.git = dict.fromkeys(make_repository(project), value)
         for _ in range(2):
             machine.finds(machine.here / kept if kept else project, PROJECT=f" {value} ")
@@ -221,9 +204,6 @@ def test_kaggle_with_the_project_as_an_input(world):
         machine = world("kaggle")
         make_foreign(machine.root / "kaggle/input/a")
         machine.finds(make_project(machine.root / "kaggle/input" / place))
-
-
-# --- What must not be taken ----------------------------------------------------------------
 
 
 def test_a_foreign_repository_at_the_address(world):

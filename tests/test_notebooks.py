@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import utils
+from cxr import reference
 
 PROJECT = utils.PROJECT
 NOTEBOOKS = [(path, nbformat.read(path, 4)) for path in sorted(PROJECT.glob("notebooks/*.ipynb"))]
@@ -28,6 +29,10 @@ def sources(notebook, kind):
     return [cell.source for cell in notebook.cells if cell.cell_type == kind]
 
 
+def headings(notebook):
+    return re.findall(r"^(#+) (.+)", "\n".join(sources(notebook, "markdown")), re.M)
+
+
 def outputs(notebook):
     return [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
 
@@ -36,18 +41,13 @@ def html(notebook):
     return "".join(o.data.get("text/html", "") for o in outputs(notebook) if "data" in o)
 
 
-def test_cells_are_short_and_half_is_prose():
+def test_cells_are_short_and_half_is_prose_in_an_outline():
     for path, notebook in NOTEBOOKS:
         code, prose = "".join(sources(notebook, "code")), "".join(sources(notebook, "markdown"))
         sizes = sorted(len(source.splitlines()) for source in sources(notebook, "code"))
         assert sizes[len(sizes) // 2] <= 6 and sizes[int(len(sizes) * 0.9)] <= 15, path.name
         assert len(prose) >= len(code), path.name
-
-
-def test_headings_make_an_outline():
-    for path, notebook in NOTEBOOKS:
-        headings = re.findall(r"^(#+) ", "\n".join(sources(notebook, "markdown")), re.M)
-        levels = list(map(len, headings))
+        levels = [len(signs) for signs, _ in headings(notebook)]
         assert levels[0] == 1 and levels.count(1) == 1, path.name
         steps = zip(levels, levels[1:], strict=False)
         assert all(after - before <= 1 for before, after in steps), path.name
@@ -95,29 +95,32 @@ def test_links_lead_somewhere_and_every_number_is_filled_in():
         assert "-->?<!---->" not in text, path
 
 
-def test_every_claim_is_compared_in_its_notebook():
-    found = []
+def test_every_claim_is_compared_in_its_notebook_and_names_a_section():
+    found, titles = [], {path.name[:2]: headings(notebook) for path, notebook in NOTEBOOKS}
     for path, notebook in NOTEBOOKS:
         source = "\n".join(sources(notebook, "code")).split("compare_with_report")[-1]
         found += [(claim, path.stem[:2]) for claim in re.findall(r'"(C\d\d)":', source)]
     assert sorted({claim for claim, _ in found}) == [f"C{number:02d}" for number in range(1, 30)]
     assert len(found) == 30 and {("C09", "01"), ("C09", "02")} < set(found)  # C09 has two parts
+    for claim, (places, _) in reference.CLAIMS.items():
+        for place in places.split(", "):
+            assert any(h.startswith(place[3:]) for _, h in titles[place[:2]]), (claim, place)
 
 
-def test_tables_are_those_of_results():
+def test_tables_and_printed_measures_are_those_of_results():
     claims = pd.read_csv(PROJECT / "results/claims.csv", keep_default_na=False, index_col="claim")
     for _, notebook in NOTEBOOKS:
         for claim, row in re.findall(r"<th>(C\d\d)</th>(.*?)</tr>", html(notebook), re.S):
             cells = [re.sub(r"&\w+;", "", c) for c in re.findall(r"<td>(.*?)</td>", row, re.S)]
             expected = claims.loc[claim, ["report", "published", "verdict"]].tolist()
             assert [cells[0], *cells[2:]] == expected, claim
-
-
-def test_printed_measures_are_those_of_the_published_run():
     for path, notebook in NOTEBOOKS[1:]:
         run = json.loads((SEED_0 / path.stem / "run.json").read_text(encoding="utf-8"))
         epochs = len(pd.read_csv(SEED_0 / path.stem / "history.csv"))
-        assert f"{run['metrics']['test']['accuracy']:.1%}" in html(notebook), path.name
+        accuracy, low, high = (f"{run['metrics']['test'][f'accuracy{end}']:.1%}"
+                               for end in ("", "_low", "_high"))  # fmt: skip
+        cells = re.findall(rf"<td>(.*?)</td>\s*<td>{low} to {high}</td>", html(notebook))
+        assert set(cells) == {accuracy}, path.name
         assert f"<td>{epochs} epochs" in html(notebook) or path.stem == "06_beyond", path.name
 
 

@@ -61,11 +61,6 @@ def test_a_fifth_of_kaggles_training_images_by_class_or_by_patient():
         assert (patients["train"] & patients["validation"] == set()) == ("by" in options), options
 
 
-@pytest.fixture
-def images(config):
-    return utils.load_images(config)
-
-
 def epoch(dataset):
     batches = list(dataset.as_numpy_iterator())
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
