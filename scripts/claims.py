@@ -407,11 +407,12 @@ def facts(table):
         texts |= {key + column: form(column, main[column][name]) for column in columns}
     for kind in ("parameters", "trainable"):
         texts[f"06.{kind}"] = f"{main['info'][S06][kind]:,}"
-    for key, (title, under) in zip(("06", "02"), main["info"][TRUST]["stress"].items(), strict=True):
-        reached = pd.DataFrame(under).T["accuracy"]
+    trust = main["info"][TRUST]
+    for key, title in {"06": "Xception (06)", "02": "CNN_1 (02)"}.items():
+        reached = pd.DataFrame(trust["stress"][title]).T["accuracy"]
         texts |= {f"{key}.stress_{how}": form("", reached.agg(how)) for how in ("min", "max")}
         texts[f"{key}.stress_worst"] = reached.idxmin()
-        texts[f"{key}.heat_outside"] = f"{main['info'][TRUST]['heat_outside'][title]:.0%}"
+        texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
     for key, names in GROUPS.items():
         try:
             rows, enough = pick(table, *names)[names[0]], True
