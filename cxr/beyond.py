@@ -152,7 +152,7 @@ def heat_outside(model, pixels):
     the answer that the model gives."""
     floats = to_rgb(pixels).astype("float32") / 255
     heat = hires_cam(model, floats, int(model(floats[None], training=False)[0].numpy().argmax()))
-    return 1 - heat[28:-28, 28:-28].sum() / max(heat.sum(), 1e-9)
+    return float(1 - heat[28:-28, 28:-28].sum() / max(heat.sum(), 1e-9))
 
 
 _OUTSIDE_CORNER = np.indices((224, 224, 1)).max(axis=0) >= 56
