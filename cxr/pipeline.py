@@ -1,7 +1,6 @@
 """Batches for `model.fit`, from cached pixels or from what a frozen network makes of them."""
 
 import contextlib
-import hashlib
 
 import keras
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 import tensorflow as tf
 
 from cxr.cache import ImageCache
-from cxr.files import atomic_write, progress
+from cxr.files import atomic_write, fingerprint, progress
 from cxr.source import CLASS_NAMES
 
 BATCH = 32  # images per step of a frozen network
@@ -53,7 +52,7 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
     is_pixels = isinstance(source, ImageCache)
     if shuffle:
         content = f"{source.fingerprint} {num_classes} {batch_size} {','.join(rows['file'])}"
-        shuffle.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        shuffle.fingerprint = fingerprint(content)[:16]
 
     def batches():
         order, flips = np.arange(count), np.zeros(count, bool)
@@ -90,12 +89,10 @@ class FrozenFeatures:
         self.images, self.frozen, self.name = images, frozen, name
         self.rows = rows.sort_index()  # one file serves the splits of all seeds
         self.shape = tuple(frozen.output.shape[1:])
-        digest = hashlib.sha256(f"{images.fingerprint} {','.join(self.rows['file'])}".encode())
+        content = f"{images.fingerprint} {','.join(self.rows['file'])}"
         rescaling = [x for x in frozen.layers if isinstance(x, keras.layers.Rescaling)]
-        digest.update("".join(f"{layer.scale} {layer.offset}" for layer in rescaling).encode())
-        for weights in frozen.get_weights():
-            digest.update(np.ascontiguousarray(weights))
-        self.fingerprint = digest.hexdigest()[:16]
+        scales = (f"{layer.scale} {layer.offset}" for layer in rescaling)
+        self.fingerprint = fingerprint(content, *scales, *frozen.get_weights())[:16]
         self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
 
     def compute(self):
@@ -116,8 +113,7 @@ class FrozenFeatures:
         print(f"{title}: {shape} float16, {size / 1e9:.2f} GB, computed once")
 
     def read(self, rows, flipped=0):
-        """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`."""
-        positions = self.rows.index.get_indexer(rows)
-        if (positions < 0).any():
-            raise KeyError("images of which no features were computed")
+        """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`.
+        KeyError for images of which no features were computed."""
+        positions = pd.Series(range(len(self.rows)), self.rows.index).loc[rows]
         return np.load(self.path, mmap_mode="r")[positions, np.asarray(flipped, int)]

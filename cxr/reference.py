@@ -8,12 +8,9 @@ import pandas as pd
 from cxr.files import RESULTS
 from cxr.runs import ModelRun
 
-_CONTENT = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
-IMAGES, KAGGLE_COUNTS = _CONTENT["images"], _CONTENT["kaggle_counts"]  # on Kaggle's page
-AVERAGE_SIZE = _CONTENT["average_size"]  # pixels; the report does not say which is the width
-VALIDATION_SHARE, PNEUMONIA_SHARE = _CONTENT["validation_share"], _CONTENT["pneumonia_share"]
-CLAIMS = _CONTENT["claims"]  # number: where the notebooks show the evidence, what the report says
-REPORTED = _CONTENT["runs"]  # of the test images; rows of the confusion matrix are true classes
+REPORT = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
+CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
+REPORTED = REPORT["runs"]  # of the test images; rows of the confusion matrix are true classes
 for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape, parameters
     if "layers" in _run:
         _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
@@ -48,15 +45,13 @@ def _history(run):
 
 def published_histories(runs):
     """The epochs of rows of `published_runs`, one below the other: `TrainingCheckpoint.history`
-    with the columns images and seed."""
-    rows = runs.itertuples()
-    return pd.concat([_history(run).assign(images=run.images, seed=run.seed) for run in rows])
+    with a column seed."""
+    return pd.concat([_history(run).assign(seed=run.seed) for run in runs.itertuples()])
 
 
 def stopping_epoch(losses, patience):
     """(last, best): the epoch, from 1, at which early stopping ends on these validation losses,
     and the epoch of the lowest one until then."""
-    losses = list(losses)
     lowest = [min(range(n + 1), key=losses.__getitem__) for n in range(len(losses))]  # until then
     last = next((n for n, best in enumerate(lowest) if n - best >= patience), len(losses) - 1)
     return last + 1, lowest[last] + 1

@@ -58,7 +58,7 @@ def test_a_download_is_pinned_and_not_repeated(tiny_set, nowhere, make_config, t
     tiny_set(nowhere.result / "chest_xray")
     config = make_config("")
     images = utils.load_images(config)
-    assert images.source == "kaggle" and images.root == nowhere.result / "chest_xray"
+    assert images.label == "kaggle" and images.root == nowhere.result / "chest_xray"
     assert nowhere.calls == [f"{KAGGLE_NAME}/versions/2"]
     shutil.rmtree(nowhere.result)  # as in a new Colab session
     again = utils.load_images(config)
@@ -135,7 +135,7 @@ def test_everything_that_is_not_kaggles_layout_is_named_at_once(tiny_set, make_c
 
 def test_the_sample_is_the_whole_test_set_and_640_training_images(sample_images):
     counts = sample_images.metadata["source_split"].value_counts().to_dict()
-    assert counts == {"train": 640, "test": 624, "val": 16} and sample_images.source == "sample"
+    assert counts == {"train": 640, "test": 624, "val": 16} and sample_images.label == "sample"
     assert sample_images.preparation == "nearest neighbours"  # known by its test images
     assert sample_images.is_resized and sample_images.pixels.shape == (1280, 224, 224)
 
