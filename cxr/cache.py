@@ -92,10 +92,8 @@ def load_images(config, need_files=False):
 
 
 def _key(root, source):
-    if source == "kaggle":
-        return "kaggle-2"
-    if source == "sample":  # just checked to the byte
-        return f"sample-{checksum(root / 'manifest.csv')[:16]}"
+    if source != "folder":  # of a pinned version, or just checked to the byte
+        return f"{source}-" + ("2" if source == "kaggle" else checksum(root / "manifest.csv")[:16])
     lines = ""
     for file in read_metadata(root)["file"]:
         with contextlib.suppress(OSError):  # a broken link: reported by name when it is read
@@ -127,7 +125,6 @@ def _open_cache(folder, root):
 
 def _build_cache(folder, root, source, metadata):
     """Reads every file and writes array, metadata, info.json (last)."""
-    (folder / "info.json").unlink(missing_ok=True)
 
     def read(file):
         try:

@@ -1,6 +1,5 @@
-"""Copies on Google Drive. Knows paths and bytes only; nothing that fails there stops a notebook. A
-folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256: it is
-copied last, in both directions."""
+"""Copies on Google Drive; nothing that fails there stops a notebook. A folder is complete when its
+marker is there, a JSON file whose `files` maps names to SHA-256: it is copied last, both ways."""
 
 import contextlib
 import filecmp

@@ -18,7 +18,6 @@ from cxr.source import CLASS_NAMES
 CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
 }  # fmt: skip
-TRAINING, VALIDATION = "#777777", "#009E73"
 pd.set_option("display.max_colwidth", None)  # the claims are sentences
 plt.rcParams.update({
     "figure.dpi": 120, "savefig.bbox": "tight", "axes.spines.top": False,
@@ -31,10 +30,9 @@ def show_images(images, rows, titles, columns=6):
     lines = -(-len(rows) // columns)
     figure = plt.figure(figsize=(1.35 * columns, 1.6 * lines), layout="constrained")
     for place, (number, title) in enumerate(zip(rows.index, titles, strict=True), start=1):
-        axis = figure.add_subplot(lines, columns, place)
+        axis = figure.add_subplot(lines, columns, place, frame_on=False, xticks=[], yticks=[])
         axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=7)
-        axis.axis("off")
     return figure
 
 
@@ -44,13 +42,13 @@ def plot_history(history, reported_epochs, title):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     epochs, last, best = history["epoch"], len(history), history["val_loss"].idxmin() + 1
     stops = {
-        f"weights kept: epoch {best}": (best, VALIDATION, "-"),
+        f"weights kept: epoch {best}": (best, "#009E73", "-"),
         f"this run stopped: epoch {last}": (last, "black", "-"),
         f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
     }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(epochs, history[name], "-o", ms=3, color=TRAINING, label="training")
-        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color=VALIDATION, label="validation")
+        axis.plot(epochs, history[name], "-o", ms=3, color="#777777", label="training")
+        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color="#009E73", label="validation")
         for label, (epoch, colour, style) in stops.items():
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))

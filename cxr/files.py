@@ -33,8 +33,7 @@ def atomic_write(path, size=0):
     UserError where the disk is full or has no room for `size` bytes; nothing half-written stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size:
-        needs = f"{path.name} takes {size / 1e6:.0f} MB in {path.parent}, more than is free"
-        raise UserError(f"{needs}. {_MORE_SPACE}")
+        raise UserError(f"{path} takes {size / 1e6:.0f} MB, more than is free. {_MORE_SPACE}")
     for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 3600:

@@ -23,13 +23,10 @@ class EpochShuffle:
         self.seed, self.epoch = seed, 0
         self.fingerprint = ""  # names the images, labels and batches of the dataset it is given to
 
-    def order(self, count):
-        """A permutation of range(count), int64."""
-        return np.random.default_rng([self.seed, self.epoch]).permutation(count)
-
-    def flips(self, count):
-        """Which images are mirrored, bool (count,)."""
-        return np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2, count) == 1
+    def draw(self, count):
+        """(a permutation of range(count), int64; which images are mirrored, bool (count,))."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(count)
+        return order, np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2, count) == 1
 
 
 def one_hot(rows, num_classes):
@@ -55,9 +52,7 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
         shuffle.fingerprint = fingerprint(content)[:16]
 
     def batches():
-        order, flips = np.arange(count), np.zeros(count, bool)
-        if shuffle:
-            order, flips = shuffle.order(count), shuffle.flips(count)
+        order, flips = shuffle.draw(count) if shuffle else (np.arange(count), np.zeros(count, bool))
         for start in range(0, count, batch_size):
             chosen = order[start : start + batch_size]
             flipped = () if is_pixels else (flips[chosen],)

@@ -49,27 +49,25 @@ def published_histories(runs):
     return pd.concat([_history(run).assign(seed=run.seed) for run in runs.itertuples()])
 
 
-def stopping_epoch(losses, patience):
-    """(last, best): the epoch, from 1, at which early stopping ends on these validation losses,
-    and the epoch of the lowest one until then."""
+def stopping_epochs(losses, patience):
+    """dict of the epochs, from 1, at which early stopping ends on these validation losses ("last")
+    and of the lowest one until then ("best")."""
     lowest = [min(range(n + 1), key=losses.__getitem__) for n in range(len(losses))]  # until then
     last = next((n for n, best in enumerate(lowest) if n - best >= patience), len(losses) - 1)
-    return last + 1, lowest[last] + 1
+    return {"best": lowest[last] + 1, "last": last + 1}
 
 
 def sensitivity_table(notebook, images):
     """What published runs would have reached under other settings that the report leaves open: a
     smaller patience stops earlier on the same path, so one run with a large one tells about all.
     Returns a DataFrame: images, seed, dropout, stratified, patience, weights (of the "best" or the
-    "last" epoch), epoch (of these, from 1) and accuracy on the test images, where it was followed.
-    """
+    "last" epoch), epoch (of these, from 1) and accuracy on the test images, if it was followed."""
     rows, columns = [], ["images", "seed", "dropout", "stratified", "patience", "weights"]
     every = dict.fromkeys(("dropout", "patience", "stratified"))
     for run in published_runs(notebook, images, **every).itertuples():
         history = _history(run)
         for patience in range(2, min(run.patience, 10) + 1) if "test_accuracy" in history else ():
-            last, best = stopping_epoch(history["val_loss"], patience)
-            for weights, epoch in (("best", best), ("last", last)):
+            for weights, epoch in stopping_epochs(history["val_loss"], patience).items():
                 rows.append((run.images, run.seed, run.dropout, run.stratified, patience,
                              weights, epoch, history["test_accuracy"][epoch - 1]))  # fmt: skip
     return pd.DataFrame(rows, columns=[*columns, "epoch", "accuracy"]).drop_duplicates(columns)

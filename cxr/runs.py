@@ -137,8 +137,7 @@ def load_run(config, name, images):
         print(f"{name}: the published run (you have none of your own)")
         warn_other_images(run, images)
     else:
-        folder = display_path(config.output_dir)
-        raise UserError(f"{name} is neither in {folder} nor published: run its notebook first.")
+        raise UserError(f"{name} is not in {config.output_dir}, nor published: run its notebook.")
     return run
 
 

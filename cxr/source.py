@@ -23,10 +23,8 @@ _HINTS = {  # HTTP status, or kind of exception, the special ones first: request
     401: "Kaggle refuses the token found here. None is needed: remove ~/.kaggle/kaggle.json, "
     "KAGGLE_USERNAME and KAGGLE_KEY (in Colab also under Secrets)",
     403: f"open https://www.kaggle.com/datasets/{KAGGLE_NAME}, sign in and accept its terms",
-    429: "too many requests: wait a quarter of an hour",
     "ConnectionError": "no network (in a Kaggle notebook: Settings, Internet on)",
     "RequestException": "the network or Kaggle is too slow at the moment; what has arrived is kept",
-    "DataCorruptionError": "the download does not match its checksum and was deleted",
     "OSError": "look at the disk: 5 GB are needed. KAGGLEHUB_CACHE can name a folder on another",
     "Exception": "try again later, or fetch it by hand (data/README.md)",
 }

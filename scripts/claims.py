@@ -21,7 +21,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cxr import reference, runs
 from cxr.files import PROJECT, atomic_write
-from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epoch
+from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epochs
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 S06 = "06_beyond"
@@ -75,7 +75,7 @@ def _measures(run):
         "followed_sd": followed.std(), "followed_max": followed.max(),
     }  # fmt: skip
     if row["ablation"] == "past":
-        after = history[stopping_epoch(loss, 3)[0] - 1 :]
+        after = history[stopping_epochs(loss, 3)["last"] - 1 :]
         row |= {f"{name}_slope": 10 * stats.linregress(after["epoch"], after[name]).slope
                 for name in ("loss", "val_loss")}  # fmt: skip
     [flat] = pd.json_normalize(info["metrics"], sep="_").to_dict("records")

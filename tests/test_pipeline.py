@@ -127,7 +127,7 @@ def test_features_are_what_the_frozen_part_inside_would_make_of_every_batch(sett
     dataset = utils.make_dataset(features, rows, 3, 16, shuffle)
     for shuffle.epoch in range(3):
         [(values, labels)] = dataset
-        order, flips = shuffle.order(len(rows)), shuffle.flips(len(rows))
+        order, flips = shuffle.draw(len(rows))
         pixels = small.floats(images, rows)
         pixels[flips] = pixels[flips][:, :, ::-1]
         expected = frozen.predict(pixels[order], verbose=0)

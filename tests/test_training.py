@@ -14,7 +14,7 @@ import tensorflow as tf
 from small import NAME, Killed, assert_same, in_a_process
 
 import utils
-from cxr.reference import stopping_epoch
+from cxr.reference import stopping_epochs
 
 
 @pytest.fixture
@@ -58,7 +58,8 @@ def test_it_is_the_training_that_keras_does_without_us(config, whole):
         assert_same(plain, ours)
         losses = plain[0]["val_loss"].tolist()
         longer = [*losses, *[0.0] * 5]
-        assert stopping_epoch(longer, patience) == (len(losses), int(np.argmin(losses)) + 1)
+        expected = {"best": np.argmin(losses) + 1, "last": len(losses)}
+        assert stopping_epochs(longer, patience) == expected
 
 
 def test_the_weights_are_of_the_best_epoch_and_following_the_test_images_changes_nothing(
