@@ -145,12 +145,12 @@ def _label(layer):
     return f"{kinds[type(layer)]}\npool{stride}" if type(layer) in kinds else None
 
 
-def _branches(start, end):
+def _ways(start, end):
     """The ways from one layer to another, as lists of all layers, both ends included."""
     if end is start:
         return [[start]]
     above = [tensor._keras_history.operation for tensor in keras.tree.flatten(end.input)]
-    return [[*branch, end] for source in above for branch in _branches(start, source)]
+    return [[*branch, end] for source in above for branch in _ways(start, source)]
 
 
 def plot_inception(model):
@@ -161,8 +161,7 @@ def plot_inception(model):
     figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
     arrow, drawn = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}, set()
     for axis, (start, end) in zip(axes.flat, pairwise(ends), strict=True):
-        ways = _branches(start, end)
-        branches = [[x for x in way if _label(x) or x in (start, end)] for way in ways]
+        branches = [[x for x in way if _label(x) or x in (start, end)] for way in _ways(start, end)]
         layers, place = {layer for branch in branches for layer in branch}, {}
         for layer in layers:  # one of several branches stands in the middle of them
             spots = [(column, b.index(layer)) for column, b in enumerate(branches) if layer in b]

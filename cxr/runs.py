@@ -91,9 +91,8 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
         names.append("model.weights.h5")
-        size = 8 * model.count_params()  # HDF5 can crash on a full disk
-        with atomic_write(folder / "model.weights.h5", size) as part:
-            _without_optimizer(model).save_weights(part)
+        with atomic_write(folder / "model.weights.h5", 8 * model.count_params()) as part:
+            _without_optimizer(model).save_weights(part)  # HDF5 can crash on a full disk
     files.write_json(folder / "run.json", {
         "run": name, "seed": config.seed, "mode": config.mode,
         "images": {key: getattr(images, key) for key in _IMAGES} | {"count": len(images.metadata)},

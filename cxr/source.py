@@ -88,9 +88,8 @@ def check_sample():
     if wrong := sorted({name for name, _ in found.items() ^ expected.items()}):
         reasons = {True: "missing or damaged", False: "not part of the sample"}
         problems = (f"{name}: {reasons[name in expected]}" for name in wrong)
-        lines = f"data/sample is not as it was published ({len(wrong)}):", *problems
-        hint = "Restore it: git checkout data/sample, or fetch the project again."
-        raise UserError("\n  ".join(lines) + f"\n{hint}")
+        lines = f"data/sample is not as published ({len(wrong)}):", *problems
+        raise UserError("\n  ".join(lines) + "\nRun git checkout data/sample, or fetch it anew.")
 
 
 def parse_name(kind, name):

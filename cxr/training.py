@@ -76,14 +76,13 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                     raise ValueError(f"{damaged} is not what was written")
                 state = json.loads(archive["state"].tobytes())
                 arrays = [archive[f"arr_{number}"] for number in range(state["arrays"])]
+            first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
+            if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
+                raise ValueError(f"of a training with other settings: {changed}")
         except FileNotFoundError:
             return 0
         except Exception as error:  # a damaged zip raises nearly anything
-            print(f"{display_path(self.path)} is damaged ({error}): training starts anew.")
-            return 0
-        first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
-        if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
-            print(f"An unfinished training had other settings ({changed}): training starts anew.")
+            print(f"{display_path(self.path)} cannot be used ({error}): training starts anew.")
             return 0
         model.optimizer.build(model.trainable_variables)
         variables = [*model.variables, *model.optimizer.variables]
@@ -111,9 +110,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
         state = {
             "arrays": len(arrays), "settings": self.settings, "retrain": self.retrain,
-            "history": self.rows,
+            "history": self.rows, "stopped": bool(self.model.stop_training),
             "counters": {name: float(getattr(stopping, name)) for name in _COUNTERS},
-            "stopped": bool(self.model.stop_training),
         }  # fmt: skip
         with atomic_write(self.path) as part:
             np.savez(part, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))

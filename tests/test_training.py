@@ -79,7 +79,7 @@ def test_the_weights_are_of_the_best_epoch_and_following_the_test_images_changes
 def test_an_unfinished_training_with_other_settings_starts_anew(whole, config, killed, capsys):
     killed(1)
     killed(1, patience=3, warm_start=True)
-    said = "other settings ({}): training starts anew"
+    said = "training.npz cannot be used (of a training with other settings: {}): training starts"
     assert said.format("early_stopping, warm_start") in capsys.readouterr().out
     killed(1, rate=5e-2)
     assert_same(whole, small.train(config))
@@ -125,7 +125,7 @@ def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
         state.write_bytes(damaged)
         history = small.train(config, f"02_{number}", epochs=0)[0]
         assert len(history) == (number == 0)
-        assert ("training.npz is damaged" in capsys.readouterr().out) == (number > 0)
+        assert ("training.npz cannot be used" in capsys.readouterr().out) == (number > 0)
 
 
 @contextlib.contextmanager
