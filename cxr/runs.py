@@ -26,8 +26,12 @@ def run_name(name, **choices):
 
 
 class ModelRun:
-    """A finished run in a folder; `info` is the content of its run.json. UserError, here or when
+    """A finished run in a folder: `info` is the content of its run.json, `history` a DataFrame as
+    `TrainingCheckpoint.history`, `predictions` one as `predict` makes it. UserError, here or when
     it is read, where a file is damaged."""
+
+    history = property(lambda self: self._table("history.csv"))
+    predictions = property(lambda self: self._table("predictions.csv"))
 
     def __init__(self, folder):
         self.folder = folder
@@ -48,15 +52,8 @@ class ModelRun:
             return bool(self._file("model.weights.h5"))
         return False
 
-    @property
-    def history(self):
-        """DataFrame, as `TrainingCheckpoint.history`."""
-        return pd.read_csv(self._file("history.csv"), engine="python")  # exact to the last bit
-
-    @property
-    def predictions(self):
-        """DataFrame, as `predict` makes it."""
-        return pd.read_csv(self._file("predictions.csv"), engine="python")
+    def _table(self, name):
+        return pd.read_csv(self._file(name), engine="python")  # exact to the last bit
 
     def load_weights(self, model):
         """Loads the run's weights into a model of the same layers."""

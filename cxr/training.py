@@ -42,12 +42,11 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
         return pd.DataFrame(self.rows)
 
-    def restore(self, model, test_data=None):
+    def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings or images. With `test_data` the history gets
-        `test_accuracy`, for a look back at the stopping rules; nothing in the training sees it."""
-        self.settings, self.test_data, name = self._describe(model), test_data, self.name
+        finished run has other settings or images."""
+        self.settings, name = self._describe(model), self.name
         if self.use_published:
             words = "the published run, not trained here"
             if not (run := find_published_run(name, need_weights=True)):
@@ -100,9 +99,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.test_data:
-            test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
-            logs["test_accuracy"] = test["accuracy"]
         measures, stopping = {k: float(logs[k]) for k in logs}, self.early_stopping
         seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
