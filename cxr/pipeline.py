@@ -2,7 +2,6 @@
 
 import contextlib
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -85,8 +84,7 @@ class FrozenFeatures:
         self.rows = rows.sort_index()  # one file serves the splits of all seeds
         self.shape = tuple(frozen.output.shape[1:])
         content = f"{images.fingerprint} {','.join(self.rows['file'])}"
-        rescaling = [x for x in frozen.layers if isinstance(x, keras.layers.Rescaling)]
-        scales = (f"{layer.scale} {layer.offset}" for layer in rescaling)
+        scales = (f"{x.scale} {x.offset}" for x in frozen.layers if type(x).__name__ == "Rescaling")
         self.fingerprint = fingerprint(content, *scales, *frozen.get_weights())[:16]
         self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
 
@@ -98,10 +96,9 @@ class FrozenFeatures:
                 return
         size = 2 * int(np.prod(shape))
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        dataset = make_dataset(self.images, self.rows, 3, BATCH)
         with atomic_write(self.path, size) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for pixels, _ in progress(dataset, title):
+            for pixels, _ in progress(make_dataset(self.images, self.rows, 3, BATCH), title):
                 both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
                 result = self.frozen.predict_on_batch(both).astype("<f2")
                 file.write(np.stack(np.split(result, 2), axis=1).tobytes())

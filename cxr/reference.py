@@ -1,14 +1,13 @@
 """What a run stands beside: the report's numbers, and the published runs in results/."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
-from cxr.files import RESULTS
+from cxr.files import PROJECT, RESULTS
 from cxr.runs import ModelRun
 
-REPORT = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
+REPORT = json.loads((PROJECT / "cxr" / "reported.json").read_text(encoding="utf-8"))
 CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
 REPORTED = REPORT["runs"]  # of the test images; rows of the confusion matrix are true classes
 for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape, parameters

@@ -21,8 +21,7 @@ _IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 def run_name(name, **choices):
     """The folder name of a run: choices other than DEFAULTS are part of it, which keeps runs apart
     ("05_cnn1_transfer-dropout-0.5-patience-10")."""
-    changed = [f"-{key}-{choices[key]:g}" for key in DEFAULTS if choices[key] != DEFAULTS[key]]
-    return name + "".join(changed)
+    return name + "".join(f"-{k}-{choices[k]:g}" for k in DEFAULTS if choices[k] != DEFAULTS[k])
 
 
 class ModelRun:

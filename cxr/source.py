@@ -61,9 +61,8 @@ def find_images(data, download=True):
             folder = kagglehub.dataset_download(KAGGLE_HANDLE)
             if root := find_root(folder):
                 return root, "kaggle"
-            tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete "
-                         "it, or if Colab mounted it, set DISABLE_COLAB_CACHE=1; try again"
-                         )  # fmt: skip
+            tried.append(f"kagglehub's {folder}: holds no train, val or test. Delete it, or where "
+                         "Colab mounted it, set DISABLE_COLAB_CACHE=1; try again")  # fmt: skip
         except Exception as error:  # network, quota, disk. Its text can hold a token: only its kind
             kinds = [kind.__name__ for kind in type(error).__mro__]
             status = getattr(getattr(error, "response", None), "status_code", None)
@@ -86,9 +85,8 @@ def check_sample():
     except (OSError, ValueError, KeyError):
         found, expected = {}, {"manifest.csv": ""}
     if wrong := sorted({name for name, _ in found.items() ^ expected.items()}):
-        reasons = {True: "missing or damaged", False: "not part of the sample"}
-        problems = (f"{name}: {reasons[name in expected]}" for name in wrong)
-        lines = f"data/sample is not as published ({len(wrong)}):", *problems
+        bad = (f"{x}: {'missing or damaged' if x in expected else 'not part of it'}" for x in wrong)
+        lines = f"data/sample is not as published ({len(wrong)}):", *bad
         raise UserError("\n  ".join(lines) + "\nRun git checkout data/sample, or fetch it anew.")
 
 

@@ -164,7 +164,7 @@ def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
     with pytest.raises(utils.UserError, match=r"(?s)\(3\).*git checkout data/sample") as error:
         find_images("sample")
     for path, reason in ((changed, "missing or damaged"), (missing, "missing or damaged"),
-                         (extra, "not part of the sample")):  # fmt: skip
+                         (extra, "not part of it")):  # fmt: skip
         assert f"{path.parent.name}/{path.name}: {reason}" in str(error.value)
     for content in (b"\xff\xfe", b"file\n"):
         (cxr.source.SAMPLE / "manifest.csv").write_bytes(content)
