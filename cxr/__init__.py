@@ -1,5 +1,4 @@
-"""The plumbing behind the notebooks: nobody has to open it to follow them. Each module stands only
-on those below it: CONTRIBUTING.md lists them."""
+"""The plumbing behind the notebooks; CONTRIBUTING.md says which module stands on which."""
 
 import contextlib
 import os

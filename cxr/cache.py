@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr import files
-from cxr.files import UserError, atomic_write, checksum, display_path
+from cxr.files import UserError, atomic_write, checksum, display_path, fingerprint
 from cxr.source import KAGGLE_HANDLE, find_images, read_metadata
 
 IMAGE_SIZE = 224  # pixels, the report's choice (section I)
@@ -58,7 +56,6 @@ class ImageCache:
 
     metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height, mode
     pixels: np.memmap  # uint8, (images, 224, 224), or with a last axis of 3 for colour; row by row
-    source: str  # "kaggle", "folder" or "sample"
     label: str  # names the set in results: "kaggle", "sample" or the folder's own name
     fingerprint: str  # SHA-256 of names and pixels
     test_fingerprint: str  # of the test images alone
@@ -79,7 +76,6 @@ def load_images(config, need_files=False):
     names, sizes and times of the files, the sample by its manifest, and a downloaded set by name,
     so that a new Colab session downloads only if `need_files`. Returns an `ImageCache`; UserError
     where nothing is found, or for files that cannot be used (all of them)."""
-    started = time.perf_counter()
     root, source = find_images(config.data, download=need_files)
     folder = config.cache_dir / f"images-{_key(root, source)}"
     if config.drive:
@@ -91,22 +87,19 @@ def load_images(config, need_files=False):
         if config.drive:
             config.drive.upload(folder / "info.json")
     words = f"{len(images.metadata):,} from {images.name} (resized by {images.preparation})"
-    words += f", fingerprint {images.fingerprint[:12]}"
-    print(f"images   {words}, ready in {time.perf_counter() - started:.1f} s")
+    print(f"images   {words}, fingerprint {images.fingerprint[:12]}")
     return images
 
 
 def _key(root, source):
-    if source == "kaggle":
-        return "kaggle-2"
-    if source == "sample":  # just checked to the byte
-        return f"sample-{checksum(root / 'manifest.csv')[:16]}"
+    if source != "folder":  # of a pinned version, or just checked to the byte
+        return f"{source}-" + ("2" if source == "kaggle" else checksum(root / "manifest.csv")[:16])
     lines = ""
     for file in read_metadata(root)["file"]:
         with contextlib.suppress(OSError):  # a broken link: reported by name when it is read
             status = os.stat(root / file)
             lines += f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n"
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return fingerprint(lines)[:16]
 
 
 def _open_cache(folder, root):
@@ -118,13 +111,12 @@ def _open_cache(folder, root):
                 raise UserError(f"{name} is not what was written")
         metadata = pd.read_csv(folder / "metadata.csv")
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    except FileNotFoundError:
-        return None
     except (OSError, UserError) as error:
-        print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
+        if not isinstance(error, FileNotFoundError):
+            print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
         return None
     names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
-    info["name"] = names.get(info["source"], f"the folder {info['label']}")
+    info["name"] = names.get(info.pop("source"), f"the folder {info['label']}")
     info["is_resized"] = bool((metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
     known = KNOWN_TEST_IMAGES.get(info["test_fingerprint"][:12], "an unknown copy")
     info["preparation"] = known if info["is_resized"] else "nearest neighbours"
@@ -133,7 +125,6 @@ def _open_cache(folder, root):
 
 def _build_cache(folder, root, source, metadata):
     """Reads every file and writes array, metadata, info.json (last)."""
-    (folder / "info.json").unlink(missing_ok=True)
 
     def read(file):
         try:
@@ -160,13 +151,7 @@ def _build_cache(folder, root, source, metadata):
     files.write_json(folder / "info.json", {
         "source": source,
         "label": root.name if source == "folder" else source,
-        "fingerprint": _fingerprint(metadata["file"], pixels),
-        "test_fingerprint": _fingerprint(metadata["file"][test], pixels[test]),
+        "fingerprint": fingerprint("\n".join(metadata["file"]), pixels),
+        "test_fingerprint": fingerprint("\n".join(metadata["file"][test]), pixels[test]),
         "files": {name: checksum(folder / name) for name in ("pixels.npy", "metadata.csv")},
     })  # fmt: skip
-
-
-def _fingerprint(names, pixels):
-    digest = hashlib.sha256("\n".join(names).encode())
-    digest.update(np.ascontiguousarray(pixels))
-    return digest.hexdigest()

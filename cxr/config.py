@@ -70,9 +70,8 @@ def setup(data="", mode="", seed="", out=""):
         device=f"{len(names)} x {names[0]}" if names else f"CPU, {os.cpu_count()} cores",
     )
     try:
-        for folder in (config.output_dir, config.cache_dir):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=config.output_dir).close()
     except OSError as error:
         raise UserError(f"Cannot write in {out} ({error.strerror}). Set OUT (CXR_OUT) to a folder "
                         "that can be written.") from error  # fmt: skip
@@ -83,7 +82,8 @@ def setup(data="", mode="", seed="", out=""):
     if drive:
         for marker in [*out.rglob("run.json"), *out.glob("cache/*/info.json")]:
             drive.upload(marker)  # what was made while Drive could not be reached
-        where = drive.describe(config.output_dir)
+        if not drive.failing:
+            where = f"{drive.remote_path(config.output_dir)} (Drive; a copy of {where})"
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
     print(f"Python {platform.python_version()}, {versions}\ndevice   {config.device}")
     print(f"run      {mode} mode, seed {config.seed}\nresults  {where}")

@@ -1,6 +1,5 @@
-"""Copies on Google Drive. Knows paths and bytes only; nothing that fails there stops a notebook. A
-folder is complete when its marker is there, a JSON file whose `files` maps names to SHA-256: it is
-copied last, in both directions."""
+"""Copies on Google Drive; nothing that fails there stops a notebook. A folder is complete when its
+marker is there, a JSON file whose `files` maps names to SHA-256: it is copied last, both ways."""
 
 import contextlib
 import filecmp
@@ -33,17 +32,11 @@ class DriveSync:
 
     def __init__(self, local, remote):
         self.local, self.remote = local, remote
-        self.pending, self.last_error, self.state_copied = {}, None, time.monotonic()
+        self.pending, self.failing, self.state_copied = {}, False, time.monotonic()
 
     def remote_path(self, path):
         """The path on Drive of a local file or folder."""
         return self.remote / path.relative_to(self.local)
-
-    def describe(self, folder):
-        """Where a folder is kept, in words."""
-        if self.last_error:
-            return f"{folder}, not on Drive ({self.last_error}): it is lost with this session"
-        return f"{self.remote_path(folder)} (Drive; a copy of {folder})"
 
     def upload(self, marker, replace=False):
         """Copies a complete folder to Drive, and what was pending before it. A different one there
@@ -51,7 +44,7 @@ class DriveSync:
         self.pending[marker] = replace
         for waiting, replaces in list(self.pending.items()):
             remote = self.remote_path(waiting)
-            with self._tolerant():
+            with self._tolerant(UserError):
                 differs = remote.exists() and not filecmp.cmp(waiting, remote, shallow=False)
                 if differs and not replaces:
                     print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
@@ -60,9 +53,9 @@ class DriveSync:
                     remote.unlink(missing_ok=True)
                     self._copy_folder(waiting, remote)
                 del self.pending[waiting]
-        if self.last_error and not self.pending:
+        if self.failing and not self.pending:
             print("Drive takes files again.")
-            self.last_error = None
+            self.failing = False
         return marker not in self.pending
 
     def upload_state(self, path):
@@ -90,14 +83,9 @@ class DriveSync:
 
     def _copy_folder(self, source, target):
         """Copies the files that a marker names, and then the marker."""
-        failed = None
-        for name, expected in read_json(source)["files"].items():
-            try:
-                self._copy(source.with_name(name), target.with_name(name), expected)
-            except (OSError, UserError) as error:  # one that does not fit holds no other back
-                failed = error
-        if failed:
-            raise failed
+        with contextlib.ExitStack() as stack:  # one that does not fit holds no other back
+            for name, expected in read_json(source)["files"].items():
+                stack.callback(self._copy, source.parent / name, target.parent / name, expected)
         self._copy(source, target)
 
     def _copy(self, source, target, expected=None, write=atomic_write):
@@ -105,8 +93,6 @@ class DriveSync:
         drives, is never made here: files in a made one would hide the real one."""
         if not (DRIVE / self.remote.relative_to(DRIVE).parts[0]).is_dir():
             raise ConnectionError("it is not mounted any more")
-        if target.exists() and filecmp.cmp(source, target, shallow=False):
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         with write(target) as part:
             shutil.copyfile(source, part)
@@ -114,15 +100,13 @@ class DriveSync:
                 raise UserError(f"{source.name} is not what it was")
 
     @contextlib.contextmanager
-    def _tolerant(self):
-        """What fails on Drive is said once and stops nothing."""
+    def _tolerant(self, *kinds):
+        """What fails on Drive, an OSError or of `kinds`, is said once and stops nothing."""
         try:
             yield
-        except (OSError, UserError) as error:
-            if error.__cause__ and str(self.remote) not in str(error):
-                raise  # this machine's disk is full
+        except (OSError, *kinds) as error:
             reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
-            if not self.last_error:
+            if not self.failing:
                 print(f"Drive does not take or give files ({reason}): going on in {self.local}, "
-                      "and trying again later.")  # fmt: skip
-            self.last_error = reason
+                      "which is lost with this session, and trying again later.")  # fmt: skip
+            self.failing = True

@@ -26,9 +26,8 @@ def out_of_distribution_warnings(pixels, images, train):
     images, as a list of words: a network answers whatever it is shown. So: colour, hardly any
     contrast, or that none of 500 training images resembles it as closely (correlation of 32 x 32
     means) as 99 of 100 of them resemble another."""
-    rows = train.sample(min(500, len(train)), random_state=0).index.to_numpy()
-    nearest = NearestNeighbors(n_neighbors=1, metric="correlation")
-    nearest.fit(downsample(images.read(rows)))
+    some = images.read(train.sample(min(500, len(train)), random_state=0).index.to_numpy())
+    nearest = NearestNeighbors(n_neighbors=1, metric="correlation").fit(downsample(some))
     usual = np.quantile(nearest.kneighbors()[0], 0.99)
     warnings = ["it has colours, which X-rays have not"] if pixels.ndim == 3 else []
     if pixels.std() < 10:
@@ -41,10 +40,9 @@ def out_of_distribution_warnings(pixels, images, train):
 def hires_cam(model, pixels, class_number):
     """Where `pixels`, float32 (224, 224, 3) in [0, 1], speak for a class (position in CLASS_NAMES):
     float32 (224, 224), 0 to 1; 0 everywhere where nothing does. HiResCAM (Draelos and Carin, 2020)
-    at the last feature maps of `model`, of notebooks 04 to 06: weighted by the
-    gradient of the class's logit against the other classes' (log-sum-exp); what speaks against the
-    class is cut off. Grad-CAM would average that gradient over each map, which suits networks that
-    end in global average pooling, not in Flatten."""
+    at the last feature maps of `model`, of notebooks 04 to 06: weighted by the gradient of the
+    class's logit against the other classes' (log-sum-exp); what speaks against it is cut off.
+    Grad-CAM would average over each map, which suits global average pooling, not Flatten."""
     last = max(i for i, layer in enumerate(model.layers) if isinstance(layer, keras.Model))
     *head, softmax = model.layers[last + 1 :]
     maps = pixels[None]

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics
 from sklearn.calibration import CalibrationDisplay
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from cxr import beyond
 from cxr.cache import to_rgb
@@ -19,7 +18,6 @@ from cxr.source import CLASS_NAMES
 CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
 }  # fmt: skip
-TRAINING, VALIDATION = "#777777", "#009E73"
 pd.set_option("display.max_colwidth", None)  # the claims are sentences
 plt.rcParams.update({
     "figure.dpi": 120, "savefig.bbox": "tight", "axes.spines.top": False,
@@ -32,10 +30,9 @@ def show_images(images, rows, titles, columns=6):
     lines = -(-len(rows) // columns)
     figure = plt.figure(figsize=(1.35 * columns, 1.6 * lines), layout="constrained")
     for place, (number, title) in enumerate(zip(rows.index, titles, strict=True), start=1):
-        axis = figure.add_subplot(lines, columns, place)
+        axis = figure.add_subplot(lines, columns, place, frame_on=False, xticks=[], yticks=[])
         axis.imshow(images.pixels[number], cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=7)
-        axis.axis("off")
     return figure
 
 
@@ -45,13 +42,13 @@ def plot_history(history, reported_epochs, title):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     epochs, last, best = history["epoch"], len(history), history["val_loss"].idxmin() + 1
     stops = {
-        f"weights kept: epoch {best}": (best, VALIDATION, "-"),
+        f"weights kept: epoch {best}": (best, "#009E73", "-"),
         f"this run stopped: epoch {last}": (last, "black", "-"),
         f"report stopped: epoch {reported_epochs}": (reported_epochs, "black", ":"),
     }
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(epochs, history[name], "-o", ms=3, color=TRAINING, label="training")
-        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color=VALIDATION, label="validation")
+        axis.plot(epochs, history[name], "-o", ms=3, color="#777777", label="training")
+        axis.plot(epochs, history[f"val_{name}"], "--s", ms=3, color="#009E73", label="validation")
         for label, (epoch, colour, style) in stops.items():
             axis.axvline(epoch, color=colour, linestyle=style, linewidth=1, label=label)
         axis.set(xlabel="epoch", ylabel=name, xlim=(0.5, max(last, reported_epochs) + 0.5))
@@ -66,14 +63,14 @@ def plot_confusion(predictions, title, report=None):
     Figs. 5, 7, 10, 13); beside it the `report`'s own, in counts."""
     names = list(CLASS_NAMES[2 if "pneumonia" in predictions else 3])
     predicted = predictions[names].idxmax(axis=1)
-    matrices = {title: confusion_matrix(predictions["true"], predicted, labels=names)}
+    matrices = {title: metrics.confusion_matrix(predictions["true"], predicted, labels=names)}
     if report is not None:
         matrices["The report"] = np.asarray(report)
     figure, axes = plt.subplots(1, len(matrices), figsize=(3.6 * len(matrices), 3.3),
                                 squeeze=False, layout="constrained")  # fmt: skip
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        display = ConfusionMatrixDisplay(shares, display_labels=names)
+        display = metrics.ConfusionMatrixDisplay(shares, display_labels=names)
         display.plot(ax=axis, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
         for place, text in np.ndenumerate(display.text_):
             text.set_text(f"{matrix[place]}\n{shares[place]:.1%}")
@@ -148,30 +145,27 @@ def _label(layer):
     return f"{kinds[type(layer)]}\npool{stride}" if type(layer) in kinds else None
 
 
-def _branches(start, end):
-    """The ways through a block, as lists of the layers that are drawn, both ends included."""
+def _ways(start, end):
+    """The ways from one layer to another, as lists of all layers, both ends included."""
     if end is start:
         return [[start]]
     above = [tensor._keras_history.operation for tensor in keras.tree.flatten(end.input)]
-    branches = [branch for source in above for branch in _branches(start, source)]
-    return [[*branch, end] for branch in branches] if _label(end) else branches
+    return [[*branch, end] for source in above for branch in _ways(start, source)]
 
 
 def plot_inception(model):
     """Annex 1 of the report, InceptionV3 drawn from the model itself (include_top=False): its stem
     and eleven mixed blocks. Returns the Figure and how many convolutions are drawn."""
     stem = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)][1]
-    blocks = {"stem": stem} | {x.name: x for x in model.layers if re.fullmatch(r"mixed\d+", x.name)}
+    ends = [model.layers[0], stem, *(x for x in model.layers if re.fullmatch(r"mixed\d+", x.name))]
     figure, axes = plt.subplots(4, 3, figsize=(10, 13), layout="constrained")
-    arrow = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}
-    start, convolutions = model.layers[0], 0
-    for axis, (name, end) in zip(axes.flat, blocks.items(), strict=True):
-        branches = [[x for x in way if x is not end] + [end] for way in _branches(start, end)]
-        place = {}  # a layer of several branches stands in the middle of them
-        for layer in {layer for branch in branches for layer in branch}:
+    arrow, drawn = {"arrowstyle": "->", "color": "#999999", "shrinkA": 12, "shrinkB": 13}, set()
+    for axis, (start, end) in zip(axes.flat, pairwise(ends), strict=True):
+        branches = [[x for x in way if _label(x) or x in (start, end)] for way in _ways(start, end)]
+        layers, place = {layer for branch in branches for layer in branch}, {}
+        for layer in layers:  # one of several branches stands in the middle of them
             spots = [(column, b.index(layer)) for column, b in enumerate(branches) if layer in b]
-            columns, rows = zip(*spots, strict=True)
-            place[layer] = np.mean(columns), max(rows)
+            place[layer] = np.mean(spots, axis=0)[0], np.max(spots, axis=0)[1]
         for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
             axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
         for layer, position in place.items():
@@ -179,9 +173,9 @@ def plot_inception(model):
             colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
             box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
             axis.text(*position, text, ha="center", va="center", fontsize=8, bbox=box)
-        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(place[end][1] + 0.5, -0.5))
-        axis.set_title(f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")
+        name = "stem" if end is stem else end.name
+        axis.set(xlim=(-0.6, len(branches) - 0.4), ylim=(place[end][1] + 0.5, -0.5),
+                 title=f"{name}: {' x '.join(map(str, end.output.shape[1:]))}")  # fmt: skip
         axis.axis("off")
-        convolutions += sum(isinstance(layer, keras.layers.Conv2D) for layer in place)
-        start = end
-    return figure, convolutions
+        drawn |= layers
+    return figure, sum(isinstance(layer, keras.layers.Conv2D) for layer in drawn)

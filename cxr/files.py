@@ -30,12 +30,10 @@ def display_path(path):
 @contextlib.contextmanager
 def atomic_write(path, size=0):
     """Gives a temporary path beside `path` that takes its name only when the block succeeds.
-    UserError where the disk is full, or has no room for `size` bytes; nothing half-written is left.
-    """
+    UserError where the disk is full or has no room for `size` bytes; nothing half-written stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size:
-        needs = f"{path.name} takes {size / 1e6:.0f} MB in {path.parent}, more than is free"
-        raise UserError(f"{needs}. {_MORE_SPACE}")
+        raise UserError(f"{path} takes {size / 1e6:.0f} MB, more than is free. {_MORE_SPACE}")
     for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 3600:
@@ -60,14 +58,18 @@ def checksum(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json_checksum(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(*parts):
+    """SHA-256 of strings and C-contiguous arrays, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
 
 
 def write_json(path, content):
     """Writes a dict, with a checksum of its own, in one step."""
     content = json.loads(json.dumps(content, allow_nan=False))
-    content["checksum"] = _json_checksum(content)
+    content["checksum"] = fingerprint(json.dumps(content, sort_keys=True))[:16]
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -76,7 +78,7 @@ def read_json(path):
     """Reads what `write_json` wrote; FileNotFoundError, or UserError where it is damaged."""
     with contextlib.suppress(ValueError, KeyError, AttributeError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("checksum") == _json_checksum(content):
+        if content.pop("checksum") == fingerprint(json.dumps(content, sort_keys=True))[:16]:
             return content
     raise damaged(path)
 

@@ -1,15 +1,13 @@
 """Batches for `model.fit`, from cached pixels or from what a frozen network makes of them."""
 
 import contextlib
-import hashlib
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from cxr.cache import ImageCache
-from cxr.files import atomic_write, progress
+from cxr.files import atomic_write, fingerprint, progress
 from cxr.source import CLASS_NAMES
 
 BATCH = 32  # images per step of a frozen network
@@ -24,13 +22,10 @@ class EpochShuffle:
         self.seed, self.epoch = seed, 0
         self.fingerprint = ""  # names the images, labels and batches of the dataset it is given to
 
-    def order(self, count):
-        """A permutation of range(count), int64."""
-        return np.random.default_rng([self.seed, self.epoch]).permutation(count)
-
-    def flips(self, count):
-        """Which images are mirrored, bool (count,)."""
-        return np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2, count) == 1
+    def draw(self, count):
+        """(a permutation of range(count), int64; which images are mirrored, bool (count,))."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(count)
+        return order, np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2, count) == 1
 
 
 def one_hot(rows, num_classes):
@@ -53,12 +48,10 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
     is_pixels = isinstance(source, ImageCache)
     if shuffle:
         content = f"{source.fingerprint} {num_classes} {batch_size} {','.join(rows['file'])}"
-        shuffle.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        shuffle.fingerprint = fingerprint(content)[:16]
 
     def batches():
-        order, flips = np.arange(count), np.zeros(count, bool)
-        if shuffle:
-            order, flips = shuffle.order(count), shuffle.flips(count)
+        order, flips = shuffle.draw(count) if shuffle else (np.arange(count), np.zeros(count, bool))
         for start in range(0, count, batch_size):
             chosen = order[start : start + batch_size]
             flipped = () if is_pixels else (flips[chosen],)
@@ -90,12 +83,9 @@ class FrozenFeatures:
         self.images, self.frozen, self.name = images, frozen, name
         self.rows = rows.sort_index()  # one file serves the splits of all seeds
         self.shape = tuple(frozen.output.shape[1:])
-        digest = hashlib.sha256(f"{images.fingerprint} {','.join(self.rows['file'])}".encode())
-        rescaling = [x for x in frozen.layers if isinstance(x, keras.layers.Rescaling)]
-        digest.update("".join(f"{layer.scale} {layer.offset}" for layer in rescaling).encode())
-        for weights in frozen.get_weights():
-            digest.update(np.ascontiguousarray(weights))
-        self.fingerprint = digest.hexdigest()[:16]
+        content = f"{images.fingerprint} {','.join(self.rows['file'])}"
+        scales = (f"{x.scale} {x.offset}" for x in frozen.layers if type(x).__name__ == "Rescaling")
+        self.fingerprint = fingerprint(content, *scales, *frozen.get_weights())[:16]
         self.path = config.cache_dir / f"features-{name}-{self.fingerprint}.npy"
 
     def compute(self):
@@ -106,18 +96,16 @@ class FrozenFeatures:
                 return
         size = 2 * int(np.prod(shape))
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        dataset = make_dataset(self.images, self.rows, 3, BATCH)
         with atomic_write(self.path, size) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for pixels, _ in progress(dataset, title):
+            for pixels, _ in progress(make_dataset(self.images, self.rows, 3, BATCH), title):
                 both = tf.concat([pixels, tf.reverse(pixels, [2])], axis=0)
                 result = self.frozen.predict_on_batch(both).astype("<f2")
                 file.write(np.stack(np.split(result, 2), axis=1).tobytes())
         print(f"{title}: {shape} float16, {size / 1e9:.2f} GB, computed once")
 
     def read(self, rows, flipped=0):
-        """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`."""
-        positions = self.rows.index.get_indexer(rows)
-        if (positions < 0).any():
-            raise KeyError("images of which no features were computed")
+        """float16 (batch, *shape) of rows (numbers in `metadata`), mirrored where `flipped`.
+        KeyError for images of which no features were computed."""
+        positions = pd.Series(range(len(self.rows)), self.rows.index).loc[rows]
         return np.load(self.path, mmap_mode="r")[positions, np.asarray(flipped, int)]

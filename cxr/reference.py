@@ -1,19 +1,15 @@
 """What a run stands beside: the report's numbers, and the published runs in results/."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
-from cxr.files import RESULTS
+from cxr.files import PROJECT, RESULTS
 from cxr.runs import ModelRun
 
-_CONTENT = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
-IMAGES, KAGGLE_COUNTS = _CONTENT["images"], _CONTENT["kaggle_counts"]  # on Kaggle's page
-AVERAGE_SIZE = _CONTENT["average_size"]  # pixels; the report does not say which is the width
-VALIDATION_SHARE, PNEUMONIA_SHARE = _CONTENT["validation_share"], _CONTENT["pneumonia_share"]
-CLAIMS = _CONTENT["claims"]  # number: where the notebooks show the evidence, what the report says
-REPORTED = _CONTENT["runs"]  # of the test images; rows of the confusion matrix are true classes
+REPORT = json.loads((PROJECT / "cxr" / "reported.json").read_text(encoding="utf-8"))
+CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
+REPORTED = REPORT["runs"]  # of the test images; rows of the confusion matrix are true classes
 for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape, parameters
     if "layers" in _run:
         _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
@@ -48,33 +44,29 @@ def _history(run):
 
 def published_histories(runs):
     """The epochs of rows of `published_runs`, one below the other: `TrainingCheckpoint.history`
-    with the columns images and seed."""
-    rows = runs.itertuples()
-    return pd.concat([_history(run).assign(images=run.images, seed=run.seed) for run in rows])
+    with a column seed."""
+    return pd.concat([_history(run).assign(seed=run.seed) for run in runs.itertuples()])
 
 
-def stopping_epoch(losses, patience):
-    """(last, best): the epoch, from 1, at which early stopping ends on these validation losses,
-    and the epoch of the lowest one until then."""
-    losses = list(losses)
+def stopping_epochs(losses, patience):
+    """dict of the epochs, from 1, at which early stopping ends on these validation losses ("last")
+    and of the lowest one until then ("best")."""
     lowest = [min(range(n + 1), key=losses.__getitem__) for n in range(len(losses))]  # until then
     last = next((n for n, best in enumerate(lowest) if n - best >= patience), len(losses) - 1)
-    return last + 1, lowest[last] + 1
+    return {"best": lowest[last] + 1, "last": last + 1}
 
 
 def sensitivity_table(notebook, images):
     """What published runs would have reached under other settings that the report leaves open: a
     smaller patience stops earlier on the same path, so one run with a large one tells about all.
     Returns a DataFrame: images, seed, dropout, stratified, patience, weights (of the "best" or the
-    "last" epoch), epoch (of these, from 1) and accuracy on the test images, where it was followed.
-    """
+    "last" epoch), epoch (of these, from 1) and accuracy on the test images, if it was followed."""
     rows, columns = [], ["images", "seed", "dropout", "stratified", "patience", "weights"]
     every = dict.fromkeys(("dropout", "patience", "stratified"))
     for run in published_runs(notebook, images, **every).itertuples():
         history = _history(run)
         for patience in range(2, min(run.patience, 10) + 1) if "test_accuracy" in history else ():
-            last, best = stopping_epoch(history["val_loss"], patience)
-            for weights, epoch in (("best", best), ("last", last)):
+            for weights, epoch in stopping_epochs(history["val_loss"], patience).items():
                 rows.append((run.images, run.seed, run.dropout, run.stratified, patience,
                              weights, epoch, history["test_accuracy"][epoch - 1]))  # fmt: skip
     return pd.DataFrame(rows, columns=[*columns, "epoch", "accuracy"]).drop_duplicates(columns)

@@ -21,13 +21,16 @@ _IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 def run_name(name, **choices):
     """The folder name of a run: choices other than DEFAULTS are part of it, which keeps runs apart
     ("05_cnn1_transfer-dropout-0.5-patience-10")."""
-    changed = [f"-{key}-{choices[key]:g}" for key in DEFAULTS if choices[key] != DEFAULTS[key]]
-    return name + "".join(changed)
+    return name + "".join(f"-{k}-{choices[k]:g}" for k in DEFAULTS if choices[k] != DEFAULTS[k])
 
 
 class ModelRun:
-    """A finished run in a folder; `info` is the content of its run.json. UserError, here or when
+    """A finished run in a folder: `info` is the content of its run.json, `history` a DataFrame as
+    `TrainingCheckpoint.history`, `predictions` one as `predict` makes it. UserError, here or when
     it is read, where a file is damaged."""
+
+    history = property(lambda self: self._table("history.csv"))
+    predictions = property(lambda self: self._table("predictions.csv"))
 
     def __init__(self, folder):
         self.folder = folder
@@ -48,15 +51,8 @@ class ModelRun:
             return bool(self._file("model.weights.h5"))
         return False
 
-    @property
-    def history(self):
-        """DataFrame, as `TrainingCheckpoint.history`."""
-        return pd.read_csv(self._file("history.csv"), engine="python")  # exact to the last bit
-
-    @property
-    def predictions(self):
-        """DataFrame, as `predict` makes it."""
-        return pd.read_csv(self._file("predictions.csv"), engine="python")
+    def _table(self, name):
+        return pd.read_csv(self._file(name), engine="python")  # exact to the last bit
 
     def load_weights(self, model):
         """Loads the run's weights into a model of the same layers."""
@@ -91,9 +87,8 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
             tables[file_name].to_csv(part, index=False, lineterminator="\n")
     if model is not None:
         names.append("model.weights.h5")
-        size = 8 * model.count_params()  # HDF5 can crash on a full disk
-        with atomic_write(folder / "model.weights.h5", size) as part:
-            _without_optimizer(model).save_weights(part)
+        with atomic_write(folder / "model.weights.h5", 8 * model.count_params()) as part:
+            _without_optimizer(model).save_weights(part)  # HDF5 can crash on a full disk
     files.write_json(folder / "run.json", {
         "run": name, "seed": config.seed, "mode": config.mode,
         "images": {key: getattr(images, key) for key in _IMAGES} | {"count": len(images.metadata)},
@@ -137,8 +132,7 @@ def load_run(config, name, images):
         print(f"{name}: the published run (you have none of your own)")
         warn_other_images(run, images)
     else:
-        folder = display_path(config.output_dir)
-        raise UserError(f"{name} is neither in {folder} nor published: run its notebook first.")
+        raise UserError(f"{name} is not in {config.output_dir}, nor published: run its notebook.")
     return run
 
 

@@ -23,11 +23,10 @@ _HINTS = {  # HTTP status, or kind of exception, the special ones first: request
     401: "Kaggle refuses the token found here. None is needed: remove ~/.kaggle/kaggle.json, "
     "KAGGLE_USERNAME and KAGGLE_KEY (in Colab also under Secrets)",
     403: f"open https://www.kaggle.com/datasets/{KAGGLE_NAME}, sign in and accept its terms",
-    429: "too many requests: wait a quarter of an hour",
     "ConnectionError": "no network (in a Kaggle notebook: Settings, Internet on)",
     "RequestException": "the network or Kaggle is too slow at the moment; what has arrived is kept",
-    "DataCorruptionError": "the download does not match its checksum and was deleted",
     "OSError": "look at the disk: 5 GB are needed. KAGGLEHUB_CACHE can name a folder on another",
+    "Exception": "try again later, or fetch it by hand (data/README.md)",
 }
 
 
@@ -53,9 +52,22 @@ def find_images(data, download=True):
         reason = "holds no train, val or test" if folder.is_dir() else "no such folder"
         tried.append(f"{folder}: {reason}")
     if data in ("", "kaggle"):
-        root = _download(tried) if download else None
-        if root or not download:
-            return root, "kaggle"
+        if not download:
+            return None, "kaggle"
+        print(f"Downloading {KAGGLE_HANDLE} with kagglehub (about 2.3 GB, no login needed)")
+        try:
+            import kagglehub
+
+            folder = kagglehub.dataset_download(KAGGLE_HANDLE)
+            if root := find_root(folder):
+                return root, "kaggle"
+            tried.append(f"kagglehub's {folder}: holds no train, val or test. Delete it, or where "
+                         "Colab mounted it, set DISABLE_COLAB_CACHE=1; try again")  # fmt: skip
+        except Exception as error:  # network, quota, disk. Its text can hold a token: only its kind
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            hint = next(_HINTS[key] for key in (status, *kinds) if key in _HINTS)
+            tried.append(f"download with kagglehub: {kinds[0]}, HTTP status {status}: {hint}")
     raise UserError(
         "No chest X-ray images found. Tried:\n  " + "\n  ".join(tried) + "\nWays out:\n"
         "  - set DATA (CXR_DATA) to the folder that holds train, val and test;\n"
@@ -65,41 +77,17 @@ def find_images(data, download=True):
     )
 
 
-def _download(tried):
-    print(f"Downloading {KAGGLE_HANDLE} with kagglehub (about 2.3 GB, no login needed)")
-    try:
-        import kagglehub
-
-        folder = kagglehub.dataset_download(KAGGLE_HANDLE)
-    except Exception as error:  # network, quota, disk. Its text can hold a token: only its kind
-        kinds = [kind.__name__ for kind in type(error).__mro__]
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        hints = filter(None, map(_HINTS.get, (status, *kinds)))
-        hint = next(hints, "try again later, or fetch it by hand (data/README.md)")
-        tried.append(f"download with kagglehub: {kinds[0]}, HTTP status {status}: {hint}")
-        return None
-    if not (root := find_root(folder)):
-        tried.append(f"kagglehub's download in {folder}: holds no train, val or test. Delete it, "
-                     "or if Colab mounted it, set DISABLE_COLAB_CACHE=1; try again")  # fmt: skip
-    return root
-
-
 def check_sample():
     """UserError, which names every file, where data/sample is not what its manifest lists."""
     found = {p.relative_to(SAMPLE).as_posix(): checksum(p) for p in SAMPLE.glob("*/*/[!.]*")}
-    expected, problems = {}, []
     try:
         expected = pd.read_csv(SAMPLE / "manifest.csv", index_col="file")["sha256"].to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        found, problems = {}, [f"manifest.csv: missing or damaged ({type(error).__name__})"]
-    for name in sorted({**found, **expected}):
-        reason = "changed" if name in expected else "not part of the sample"
-        if found.get(name) != expected.get(name):
-            problems.append(f"{name}: {reason if name in found else 'missing'}")
-    if problems:
-        lines = f"data/sample is not as it was published ({len(problems)}):", *problems
-        hint = "Restore it: git checkout data/sample, or fetch the project again."
-        raise UserError("\n  ".join(lines) + f"\n{hint}")
+    except (OSError, ValueError, KeyError):
+        found, expected = {}, {"manifest.csv": ""}
+    if wrong := sorted({name for name, _ in found.items() ^ expected.items()}):
+        bad = (f"{x}: {'missing or damaged' if x in expected else 'not part of it'}" for x in wrong)
+        lines = f"data/sample is not as published ({len(wrong)}):", *bad
+        raise UserError("\n  ".join(lines) + "\nRun git checkout data/sample, or fetch it anew.")
 
 
 def parse_name(kind, name):
@@ -120,15 +108,12 @@ def read_metadata(root):
     for split, kind in product(SOURCE_SPLITS, _NAMES):
         names = sorted(path.name for path in Path(root, split, kind).glob("[!.]*"))
         problems += [] if names else [f"{split}/{kind}: missing or empty folder"]
-        for name in names:
-            file, parsed = f"{split}/{kind}/{name}", parse_name(kind, name)
-            if not parsed:
-                problems.append(f"{file}: not a name of this data set")
-                continue
-            class3, series, number = parsed
-            rows.append((file, split, kind.lower(), class3, series, f"{series}-{number}"))
+        parsed = [(f"{split}/{kind}/{name}", parse_name(kind, name)) for name in names]
+        problems += [f"{file}: not a name of this data set" for file, found in parsed if not found]
+        rows += [(file, split, kind.lower(), *found) for file, found in parsed if found]
     if problems:
         lines = f"{root} is not the data set in Kaggle's layout:", *problems
         raise UserError("\n  ".join(lines) + "\nFetch it again (data/README.md), or mend this.")
     columns = ["file", "source_split", "class2", "class3", "series", "patient"]
-    return pd.DataFrame(sorted(rows), columns=columns)
+    table = pd.DataFrame(sorted(rows), columns=columns)  # of a patient the number, so far
+    return table.assign(patient=table["series"] + "-" + table["patient"].astype(str))

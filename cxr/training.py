@@ -42,12 +42,11 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
         return pd.DataFrame(self.rows)
 
-    def restore(self, model, test_data=None):
+    def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings or images. With `test_data` the history gets
-        `test_accuracy`, for a look back at the stopping rules; nothing in the training sees it."""
-        self.settings, self.test_data, name = self._describe(model), test_data, self.name
+        finished run has other settings or images."""
+        self.settings, name = self._describe(model), self.name
         if self.use_published:
             words = "the published run, not trained here"
             if not (run := find_published_run(name, need_weights=True)):
@@ -76,14 +75,13 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                     raise ValueError(f"{damaged} is not what was written")
                 state = json.loads(archive["state"].tobytes())
                 arrays = [archive[f"arr_{number}"] for number in range(state["arrays"])]
+            first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
+            if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
+                raise ValueError(f"of a training with other settings: {changed}")
         except FileNotFoundError:
             return 0
         except Exception as error:  # a damaged zip raises nearly anything
-            print(f"{display_path(self.path)} is damaged ({error}): training starts anew.")
-            return 0
-        first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
-        if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
-            print(f"An unfinished training had other settings ({changed}): training starts anew.")
+            print(f"{display_path(self.path)} cannot be used ({error}): training starts anew.")
             return 0
         model.optimizer.build(model.trainable_variables)
         variables = [*model.variables, *model.optimizer.variables]
@@ -101,9 +99,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.test_data:
-            test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
-            logs["test_accuracy"] = test["accuracy"]
         measures, stopping = {k: float(logs[k]) for k in logs}, self.early_stopping
         seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
@@ -111,9 +106,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
         state = {
             "arrays": len(arrays), "settings": self.settings, "retrain": self.retrain,
-            "history": self.rows,
+            "history": self.rows, "stopped": bool(self.model.stop_training),
             "counters": {name: float(getattr(stopping, name)) for name in _COUNTERS},
-            "stopped": bool(self.model.stop_training),
         }  # fmt: skip
         with atomic_write(self.path) as part:
             np.savez(part, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))

@@ -21,7 +21,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cxr import reference, runs
 from cxr.files import PROJECT, atomic_write
-from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epoch
+from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epochs
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 S06, TRUST = "06_beyond", "06_beyond-trust"
@@ -75,7 +75,7 @@ def _measures(run):
         "followed_sd": followed.std(), "followed_max": followed.max(),
     }  # fmt: skip
     if row["ablation"] == "past":
-        after = history[stopping_epoch(loss, 3)[0] - 1 :]
+        after = history[stopping_epochs(loss, 3)["last"] - 1 :]
         row |= {f"{name}_slope": 10 * stats.linregress(after["epoch"], after[name]).slope
                 for name in ("loss", "val_loss")}  # fmt: skip
     [flat] = pd.json_normalize(info["metrics"], sep="_").to_dict("records")
@@ -174,8 +174,8 @@ def counts(info):
 
 def counted(info):
     found = counts(info).sum().to_dict()
-    words = ", ".join(f"{split} {found[split]:,}" for split in reference.KAGGLE_COUNTS)
-    return f"{sum(found.values()):,}: {words}", found == reference.KAGGLE_COUNTS
+    words = ", ".join(f"{split} {found[split]:,}" for split in reference.REPORT["kaggle_counts"])
+    return f"{sum(found.values()):,}: {words}", found == reference.REPORT["kaggle_counts"]
 
 
 def average_size(info):
@@ -184,9 +184,9 @@ def average_size(info):
     groups, sides = sizes.groupby("class3"), ["width", "height"]
     mean = groups.mean().mul(share / share.sum(), axis=0).sum()[sides].to_numpy()
     error = 1.96 * groups.sem().mul(share / share.sum(), axis=0).pow(2).sum()[sides] ** 0.5
-    orders = (reference.AVERAGE_SIZE, reference.AVERAGE_SIZE[::-1])
+    size = reference.REPORT["average_size"]  # the report does not say which side is the width
     words = " x ".join(f"{m:,.0f} ± {e:.0f}" for m, e in zip(mean, error, strict=True))
-    holds = any((abs(mean - np.array(order)) <= error).all() for order in orders)
+    holds = any((abs(mean - np.array(order)) <= error).all() for order in (size, size[::-1]))
     return f"{words} pixels: mean and 95% CI of {len(sizes):,} originals", holds
 
 
@@ -194,7 +194,7 @@ def prevalence(info):
     normal, every = counts(info).loc["normal"], counts(info).sum()
     test, whole = 1 - normal["test"] / every["test"], 1 - normal.sum() / every.sum()
     words = f"{test:.1%} of the test images, which the report means; {whole:.1%} of all"
-    return words, abs(test - reference.PNEUMONIA_SHARE) < 0.0051  # the report rounds
+    return words, abs(test - reference.REPORT["pneumonia_share"]) < 0.0051  # the report rounds
 
 
 def ordered(info):
@@ -226,7 +226,7 @@ FACTS = {  # from run.json to (words, whether the claim holds), or nothing: ther
         f"{(different := info['originals_different'])} of {n:,} originals differ from load_img",
         not different),
     "split": lambda info: (f"{(share := info['validation_share']):.1%}",
-                           abs(share - reference.VALIDATION_SHARE) < 0.005),
+                           abs(share - reference.REPORT["validation_share"]) < 0.005),
     "scaled": lambda info: (
         "{} channels, values from {:g} to {:g}".format(info["channels"], *info["range"]),
         info["channels"] == 3 and 0 <= min(info["range"]) <= max(info["range"]) <= 1),

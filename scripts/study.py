@@ -21,7 +21,9 @@ from cxr.config import setup
 from cxr.files import RESULTS
 from cxr.runs import ModelRun, run_name
 
-TEST_ACCURACY = ("checkpoint.restore(", "checkpoint.restore(test_data=test_data, model=")
+FOLLOW = """keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(
+    test_accuracy=checkpoint.model.evaluate(test_data, verbose=0, return_dict=True)["accuracy"]))"""
+TEST_ACCURACY = ("[early_stopping, checkpoint]", f"[early_stopping, {FOLLOW}, checkpoint]")
 UNSTRATIFIED = ("(images.metadata, config)", "(images.metadata, config, stratify=False)")
 RAISED_CAP = ("else 100", "else 300")
 PAST_STOP = [("else 50", "else 25"), ("if not config.quick:", "if False:")]

@@ -59,9 +59,9 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
 
     `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
-    epoch before its state is kept; `follow` adds the accuracy on test; `plain` leaves
-    `TrainingCheckpoint` out, as any Keras code, and saves nothing. Returns (history, predictions,
-    weights).
+    epoch before its state is kept; `follow` adds the accuracy on test, as the study does; `plain`
+    leaves `TrainingCheckpoint` out, as any Keras code, and saves nothing. Returns (history,
+    predictions, weights).
     """
 
     def kill(epoch):
@@ -79,10 +79,14 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     early_stopping = keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
     checkpoint = utils.TrainingCheckpoint(config, name, images, early_stopping, shuffle, **options)
     callbacks = [early_stopping, at_end(hook or bool), checkpoint, at_end(kill)]
-    test_data = utils.make_dataset(images, test, 2, 2) if follow else None
+    if follow:
+        import study
+
+        names = {"test_data": utils.make_dataset(images, test, 2, 2), "checkpoint": checkpoint}
+        callbacks.insert(1, eval(study.FOLLOW, {"keras": keras, **names}))  # noqa: S307
     if plain:
         callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
-    first = 0 if plain else checkpoint.restore(model, test_data)
+    first = 0 if plain else checkpoint.restore(model)
     done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
                      callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])

@@ -91,10 +91,10 @@ def test_all_unusable_files_are_named_at_once_and_nothing_is_kept(tiny_set, make
 
 
 def test_too_little_space_is_said_before_anything_is_read(config, monkeypatch):
-    usage = cxr.files.shutil.disk_usage(config.cache_dir)._replace(free=1000)
+    usage = cxr.files.shutil.disk_usage(config.output_dir)._replace(free=1000)
     monkeypatch.setattr(cxr.files.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(cxr.cache, "read_image", lambda _: 1 / 0)
-    with pytest.raises(utils.UserError, match="takes 1 MB in .*, more than is free.*CXR_OUT"):
+    with pytest.raises(utils.UserError, match="pixels.npy takes 1 MB, more than is free.*CXR_OUT"):
         utils.load_images(config)
 
 

@@ -248,10 +248,11 @@ def test_the_reports_numbers_are_those_of_its_figures():
         words = f"{sum(counts):,} parameters", f" {epochs} epochs", f" {accuracy:.0%} accuracy"
         for claim, word in zip(claims_.split(), words, strict=True):
             assert word in reference.CLAIMS[claim][1]
-    assert reference.IMAGES == sum(reference.KAGGLE_COUNTS.values()) == 5856  # section Data
-    assert reference.KAGGLE_COUNTS == {"train": 5216, "val": 16, "test": 624}  # Kaggle's page
-    assert set(reference.AVERAGE_SIZE) == {1500, 1700}  # section Data
-    assert (reference.VALIDATION_SHARE, reference.PNEUMONIA_SHARE) == (0.2, 0.63)  # Data; II
+    said, counts = reference.REPORT, reference.REPORT["kaggle_counts"]
+    assert said["images"] == sum(counts.values()) == 5856  # section Data
+    assert counts == {"train": 5216, "val": 16, "test": 624}  # Kaggle's page
+    assert set(said["average_size"]) == {1500, 1700}  # section Data
+    assert (said["validation_share"], said["pneumonia_share"]) == (0.2, 0.63)  # Data; II
     confusion = np.array(REPORTED[S02]["confusion"])  # section II
     assert confusion.tolist() == [[234 - 111, 111], [390 - 388, 388]]
     words = {"C01": "5,856", "C02": "1500 x 1700", "C03": "20%", "C13": "63%", "C04": "224 x 224",

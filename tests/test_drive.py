@@ -135,9 +135,12 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     colab.finish_run()
     taken = {path.name for path in contents(colab.my_drive)}
     assert taken == {"metadata.csv", "history.csv", "predictions.csv"}
-    assert capsys.readouterr().out.count("not take or give files (No space left on device)") == 1
-    where = colab.config.drive.describe(colab.config.output_dir)
-    assert "not on Drive (No space left on device): it is lost with this session" in where
+    said = capsys.readouterr().out
+    assert said.count("Drive does not take or give files (No space left on device)") == 1
+    assert "which is lost with this session, and trying again later" in said
+    config = colab.setup()
+    said = capsys.readouterr().out
+    assert "not take or give" in said and f"results  {config.output_dir}\n" in said
     refuse(lambda _, target: "pixels.npy" in target.name)
     colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
@@ -146,7 +149,8 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     colab.finish_run(name="04_other")
     colab.assert_same_everywhere()
     assert capsys.readouterr().out.count("Drive takes files again") == 1
-    assert "(Drive; a copy" in colab.config.drive.describe(colab.config.output_dir)
+    colab.setup()
+    assert "(Drive; a copy" in capsys.readouterr().out
 
 
 def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, capsys):
@@ -175,6 +179,7 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     def then_vanish(source, target):
         replace(source, target)
         if target == colab.folder / "history.csv":
+            monkeypatch.setattr(os, "replace", replace)
             colab.my_drive.rename(colab.hidden)
 
     colab.setup()

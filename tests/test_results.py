@@ -13,7 +13,7 @@ import run_notebooks
 import utils
 from cxr import beyond, runs
 from cxr.cache import KNOWN_TEST_IMAGES
-from cxr.reference import KAGGLE_COUNTS, MAIN_IMAGES, REPORTED
+from cxr.reference import MAIN_IMAGES, REPORT, REPORTED
 from cxr.runs import RESULTS, WEIGHTS
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/seed-*/*/run.json"))
@@ -116,7 +116,7 @@ def test_a_run_is_what_its_folder_says_and_a_label_one_fingerprint(table):
         found = info(folder)
         images = found["images"]
         assert (images["label"], f"seed-{found['seed']}", found["run"]) == folder.parts[-3:]
-        assert found["mode"] == "full" and images["count"] == sum(KAGGLE_COUNTS.values())
+        assert found["mode"] == "full" and images["count"] == sum(REPORT["kaggle_counts"].values())
         assert images["preparation"] == KNOWN_TEST_IMAGES[images["test_fingerprint"][:12]]
         for path in folder.iterdir():
             text = path.read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def test_a_larger_patience_goes_the_same_way():
 def test_the_facts_of_notebook_01_agree_with_each_other():
     for found in (info(folder) for folder in FOLDERS if folder.name == "01_data"):
         counts = pd.DataFrame(found["counts"])
-        assert counts.sum().to_dict() == KAGGLE_COUNTS
+        assert counts.sum().to_dict() == REPORT["kaggle_counts"]
         assert set(counts.index) == set(utils.CLASS_NAMES[3])
         assert found["validation_share"] == pytest.approx(1044 / 5216)
         baselines = pd.DataFrame(found["baselines"]) * 624

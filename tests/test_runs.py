@@ -85,7 +85,7 @@ def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run, publish
     others = dataclasses.replace(images, fingerprint="0" * 64)
     with pytest.raises(utils.UserError, match="was trained on the folder set.*RETRAIN"):
         utils.load_run(config, NAME, others)
-    with pytest.raises(utils.UserError, match="09_none is neither in .* nor published"):
+    with pytest.raises(utils.UserError, match="09_none is not in .*, nor published: run its"):
         utils.load_run(config, "09_none", images)
 
 

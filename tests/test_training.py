@@ -14,7 +14,7 @@ import tensorflow as tf
 from small import NAME, Killed, assert_same, in_a_process
 
 import utils
-from cxr.reference import stopping_epoch
+from cxr.reference import stopping_epochs
 
 
 @pytest.fixture
@@ -58,7 +58,8 @@ def test_it_is_the_training_that_keras_does_without_us(config, whole):
         assert_same(plain, ours)
         losses = plain[0]["val_loss"].tolist()
         longer = [*losses, *[0.0] * 5]
-        assert stopping_epoch(longer, patience) == (len(losses), int(np.argmin(losses)) + 1)
+        expected = {"best": np.argmin(losses) + 1, "last": len(losses)}
+        assert stopping_epochs(longer, patience) == expected
 
 
 def test_weights_are_of_the_best_epoch_and_following_the_test_changes_nothing(config, killed):
@@ -75,7 +76,7 @@ def test_weights_are_of_the_best_epoch_and_following_the_test_changes_nothing(co
 def test_an_unfinished_training_with_other_settings_starts_anew(whole, config, killed, capsys):
     killed(1)
     killed(1, patience=3, warm_start=True)
-    said = "other settings ({}): training starts anew"
+    said = "training.npz cannot be used (of a training with other settings: {}): training starts"
     assert said.format("early_stopping, warm_start") in capsys.readouterr().out
     killed(1, rate=5e-2)
     assert_same(whole, small.train(config))
@@ -111,7 +112,7 @@ def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
         state.write_bytes(damaged)
         history = small.train(config, f"02_{number}", epochs=0)[0]
         assert len(history) == (number == 0)
-        assert ("training.npz is damaged" in capsys.readouterr().out) == (number > 0)
+        assert ("training.npz cannot be used" in capsys.readouterr().out) == (number > 0)
 
 
 @contextlib.contextmanager
