@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import run_notebooks as runner
 
-sys.path.insert(0, str(runner.PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils
-from cxr.files import RESULTS, atomic_write
+from cxr.files import PROJECT, RESULTS, atomic_write
 from cxr.runs import ModelRun
 
 LAST_SMOOTHED = "f59033d^"  # the last commit whose weights were trained on the smoothed copy
@@ -26,15 +25,15 @@ def find_weights(trained_on, out, seed, name):
         ready = (run / "run.json").exists() and ModelRun(run).has_weights
         return (run / "model.weights.h5").read_bytes() if ready else None
     show = ["git", "show", f"{LAST_SMOOTHED}:weights/seed-{seed}/{name}.weights.h5"]
-    found = subprocess.run(show, cwd=runner.PROJECT, capture_output=True)
+    found = subprocess.run(show, cwd=PROJECT, capture_output=True)
     return None if found.returncode else found.stdout
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(f"usage: {sys.argv[0]} FOLDER, the smoothed copy, with test/ in it")
-    out, smoothed, rows = runner.resolve_environment(), Path(sys.argv[1]), []
-    images = utils.load_images(utils.setup())
+    config, smoothed, rows = utils.setup(mode="full"), Path(sys.argv[1]), []
+    out, images = config.output_dir.parent, utils.load_images(config)
     test = images.metadata.query("source_split == 'test'")
     pixels = {
         "nearest224": images.read(test.index),
