@@ -6,17 +6,14 @@ import tempfile
 
 
 def pytest_configure(config):
-    if hasattr(config, "workerinput"):  # of pytest-xdist: all workers share one folder
-        config.cxr_out = os.environ["CXR_OUT"]
-        return
     for name in [name for name in os.environ if name.startswith("CXR_")]:
         if not name.startswith("CXR_TEST_"):
             del os.environ[name]
     config.cxr_out = tempfile.mkdtemp(prefix="cxr-test-")
-    os.environ.update(CXR_MODE="quick", CXR_OUT=config.cxr_out, CXR_INCEPTION_WEIGHTS="random")
+    os.environ.update(CXR_MODE="quick", CXR_OUT=config.cxr_out)
+    os.environ.update(CXR_INCEPTION_WEIGHTS="random", CXR_XCEPTION_WEIGHTS="random")  # no download
     os.environ.setdefault("MPLBACKEND", "agg")  # notebooks' kernels choose their own
 
 
 def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(config.cxr_out, ignore_errors=True)
+    shutil.rmtree(config.cxr_out, ignore_errors=True)

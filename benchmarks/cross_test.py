@@ -1,6 +1,7 @@
 """Does the way of resizing matter? CNN_1 trained on each copy of the data set, scored on the test
 images of both: results/cross_test.csv. DATA and OUT are those of the study, the argument is the
-smoothed copy; weights that were trained on it are in the history of this repository."""
+smoothed copy; weights that were trained on it are in the history of this repository. What the file
+has is not scored again."""
 
 import subprocess
 import sys
@@ -32,7 +33,10 @@ def find_weights(trained_on, out, seed, name):
 def main():
     if len(sys.argv) != 2:
         sys.exit(f"usage: {sys.argv[0]} FOLDER, the smoothed copy, with test/ in it")
-    config, smoothed, rows = utils.setup(mode="full"), Path(sys.argv[1]), []
+    config, smoothed = utils.setup(mode="full"), Path(sys.argv[1])
+    known = pd.read_csv(RESULTS / "cross_test.csv")
+    rows = [tuple(row) for row in known.itertuples(index=False)]
+    done = set(known[["run", "seed", "trained_on"]].itertuples(index=False, name=None))
     out, images = config.output_dir.parent, utils.load_images(config)
     test = images.metadata.query("source_split == 'test'")
     pixels = {
@@ -42,7 +46,8 @@ def main():
     for number, name in {2: "02_cnn1_2class", 3: "03_cnn1_3class"}.items():
         for seed in range(5):
             for trained_on in pixels:
-                if not (content := find_weights(trained_on, out, seed, name)):
+                content = find_weights(trained_on, out, seed, name)
+                if (name, seed, trained_on) in done or not content:
                     continue
                 model = utils.build_cnn_1(number, 0.2, 0)
                 with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +62,8 @@ def main():
                     print(*rows[-1], flush=True)
     columns = ["run", "seed", "trained_on", "tested_on", "accuracy"]
     with atomic_write(RESULTS / "cross_test.csv") as part:
-        pd.DataFrame(rows, columns=columns).to_csv(part, index=False, lineterminator="\n")
+        table = pd.DataFrame(rows, columns=columns).sort_values(columns)
+        table.to_csv(part, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ All notebooks run once undisturbed, in quick mode on data/sample. Then one after
 and run again, what earlier ones left is kept: its kernel and all it started get kill -9 at a random
 moment of the notebook's whole life, and it is started again, until it finishes by itself. It must
 then have left what the undisturbed run left, to the last bit. To make kills cheap, the notebooks'
-source is edited to 16 images of a class and split and to few epochs; InceptionV3 starts from random
-weights. A line per kill; results/kill_and_resume.json at the end; a later start goes on.
+source is edited to 16 images of a class and split and to few epochs, and 06 ends before its Part 3;
+InceptionV3 and Xception start from random weights. A line per kill; results/kill_and_resume.json at
+the end; a later start goes on.
 """
 
 import argparse
@@ -35,6 +36,8 @@ SIX_EPOCHS, TEN_EPOCHS = ("5 if config.quick else 50", "6"), ("30 if config.quic
 EDITS = {
     "01_data": [], "02_cnn1_2class": [FEW, SIX_EPOCHS], "03_cnn1_3class": [FEW, SIX_EPOCHS],
     "04_inceptionv3": [FEW, SIX_EPOCHS], "05_cnn1_transfer": [FEW, TEN_EPOCHS],
+    "06_beyond": [("fraction=0.1)", 'fraction=0.1).groupby(["split", "class3"]).head(16)'),
+                  ("WEIGHTS or config.quick,", "WEIGHTS,"), ('"06_beyond", 8', '"06_beyond", 3')],
 }  # fmt: skip
 NOTEBOOKS = list(EDITS)
 MADE = {"01": ("images-",), "04": ("features-inc",), "05": ("features-cnn",)}  # in cache/
@@ -44,7 +47,8 @@ VOLATILE = ("seconds", "files", "checksum")  # of run.json
 
 def start(out, name):
     """Starts a notebook in a process of its own; what it prints goes to a file beside `out`."""
-    settings = {"CXR_MODE": "quick", "CXR_OUT": str(out), "CXR_INCEPTION_WEIGHTS": "random"}
+    settings = {"CXR_MODE": "quick", "CXR_OUT": str(out), "CXR_INCEPTION_WEIGHTS": "random",
+                "CXR_XCEPTION_WEIGHTS": "random"}  # fmt: skip
     kept = {key: value for key, value in os.environ.items() if not key.startswith("CXR_")}
     with open(out.parent / "last.log", "wb") as log:
         return subprocess.Popen([sys.executable, __file__, "--one", name], stdout=log, stderr=log,
@@ -185,7 +189,8 @@ def main():
     runner.resolve_environment()
     if options.one:
         path = runner.PROJECT / "notebooks" / f"{options.one}.ipynb"
-        sys.exit(runner.execute(path, {}, EDITS[options.one])[1])
+        until = "## Part 3" if options.one == "06_beyond" else None
+        sys.exit(runner.execute(path, {}, EDITS[options.one], until)[1])
     folder = Path(tempfile.gettempdir()) / f"cxr-kills-{options.seed}"
     this = Round(folder, options.seed)
     this.undisturbed()

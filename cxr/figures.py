@@ -1,4 +1,5 @@
-"""The figures that notebooks share, and Annex 1. Colours of classes are kept for classes."""
+"""The figures that notebooks share, and Annex 1: functions return the Figure unless they say else.
+Colours of classes are kept for classes."""
 
 import re
 from itertools import pairwise
@@ -79,11 +80,12 @@ def plot_confusion(predictions, title, report=None):
     return figure
 
 
-def plot_prediction(model, pixels, num_classes, title):
+def plot_prediction(model, pixels, num_classes, title, predictor=None):
     """One image (uint8 (224, 224) or (224, 224, 3)), where it speaks for the prediction of an
-    assembled model of notebook 04 or 05 (`hires_cam`), and the probabilities."""
+    assembled model of notebooks 04 to 06 (`hires_cam`), and the probabilities, which `predictor`
+    is asked for if there is one."""
     floats, names = to_rgb(pixels).astype("float32") / 255, CLASS_NAMES[num_classes]
-    probabilities = model(floats[None], training=False)[0].numpy()
+    probabilities = (predictor or model)(floats[None], training=False)[0].numpy()
     predicted = int(probabilities.argmax())
     heat = hires_cam(model, floats, predicted)
     figure, axes = plt.subplots(1, 3, figsize=(6, 2), layout="constrained")
@@ -92,7 +94,7 @@ def plot_prediction(model, pixels, num_classes, title):
         axis.set_title(name)
         axis.axis("off")
     overlay = axes[1].imshow(heat, cmap="autumn_r", alpha=0.7 * heat, vmin=0, vmax=1)
-    figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8)
+    figure.colorbar(overlay, ax=axes[1], ticks=[0, 1], shrink=0.8, label="support")
     colours = [CLASS_COLOURS[name] for name in names[::-1]]
     bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
@@ -114,21 +116,22 @@ def plot_reliability(parts, temperature):
                 is_ill, ill, n_bins=10, strategy="quantile", ax=axis, name=label
             )
         axis.set(title=part, xlabel="probability of pneumonia", ylabel="share with pneumonia")
+        axis.label_outer()
     return pd.DataFrame(errors).T
 
 
 def plot_operating_points(models):
     """ROC and precision-recall curves of named tables of two classes, with a dot at 50%."""
     figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    for title, table in models.items():
+    for (title, table), style in zip(models.items(), ("-", "--", ":", "-."), strict=False):
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_ill = ill >= 0.5
         found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
-        false, true, _ = metrics.roc_curve(is_ill, ill)
-        (line,) = roc.plot(false, true, label=f"{title}, AUC {metrics.auc(false, true):.3f}")
+        fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
+        (line,) = roc.plot(fpr, tpr, style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}")
         roc.plot(alarms, found, "o", color=line.get_color())
         precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
-        pr.plot(recall, precision, color=line.get_color())
+        pr.plot(recall, precision, style, color=line.get_color())
         pr.plot(found, metrics.precision_score(is_ill, called_ill), "o", color=line.get_color())
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")

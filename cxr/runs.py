@@ -20,7 +20,7 @@ _IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 
 def run_name(name, **choices):
     """The folder name of a run: choices other than DEFAULTS are part of it, which keeps runs apart
-    ("05_cnn1_transfer-dropout-0.5-patience-10")."""
+    ("05_cnn1_transfer-dropout-0.5-patience-10"). `choices` has a number for each of DEFAULTS."""
     return name + "".join(f"-{k}-{choices[k]:g}" for k in DEFAULTS if choices[k] != DEFAULTS[k])
 
 
@@ -55,7 +55,7 @@ class ModelRun:
         return pd.read_csv(self._file(name), engine="python")  # exact to the last bit
 
     def load_weights(self, model):
-        """Loads the run's weights into a model of the same layers."""
+        """Loads the run's weights into a model of the same layers; UserError if they do not fit."""
         path, bare = self._file("model.weights.h5"), _without_optimizer(model)
         try:
             bare.load_weights(path)
@@ -78,25 +78,27 @@ def _without_optimizer(model):
 
 def save_run(config, name, images, model=None, tables=None, replace=True, **info):
     """Writes a run's files, here and on Drive. run.json comes last: a run is there when it is, and
-    one that was there before is replaced only now; on Drive only if `replace`. `model` gives
-    model.weights.h5, `tables` maps file names to DataFrames, `info` is what else run.json says."""
-    folder, names = config.output_dir / name, list(tables or {})
-    (folder / "run.json").unlink(missing_ok=True)
-    for file_name in names:
-        with atomic_write(folder / file_name) as part:
-            tables[file_name].to_csv(part, index=False, lineterminator="\n")
-    if model is not None:
-        names.append("model.weights.h5")
-        with atomic_write(folder / "model.weights.h5", 8 * model.count_params()) as part:
-            _without_optimizer(model).save_weights(part)  # HDF5 can crash on a full disk
-    files.write_json(folder / "run.json", {
-        "run": name, "seed": config.seed, "mode": config.mode,
-        "images": {key: getattr(images, key) for key in _IMAGES} | {"count": len(images.metadata)},
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
-                     "keras": keras.__version__, "numpy": np.__version__},
-        "device": config.device, "seconds": round(time.monotonic() - config.started, 1),
-        "files": {file_name: checksum(folder / file_name) for file_name in names}, **info,
-    })  # fmt: skip
+    an earlier one is replaced only when all is written; on Drive only if `replace`. `model` gives
+    model.weights.h5, `tables` maps file names to DataFrames; `info`: what else run.json says."""
+    folder, tables, parts = config.output_dir / name, tables or {}, {}
+    weights = {} if model is None else {"model.weights.h5": 8 * model.count_params()}
+    with contextlib.ExitStack() as stack:  # at its end files get their names, run.json the last
+        run_json = stack.enter_context(atomic_write(folder / "run.json"))
+        for file_name, size in (dict.fromkeys(tables, 0) | weights).items():
+            parts[file_name] = part = stack.enter_context(atomic_write(folder / file_name, size))
+            if file_name in tables:
+                tables[file_name].to_csv(part, index=False, lineterminator="\n")
+            else:
+                _without_optimizer(model).save_weights(part)  # HDF5 can crash on a full disk
+        files.write_json(run_json, {
+            "run": name, "seed": config.seed, "mode": config.mode,
+            "images": {"count": len(images.metadata)} | {k: getattr(images, k) for k in _IMAGES},
+            "versions": {"python": platform.python_version(), "tensorflow": tf.__version__,
+                         "keras": keras.__version__, "numpy": np.__version__},
+            "device": config.device, "seconds": round(time.monotonic() - config.started, 1),
+            "files": {file_name: checksum(part) for file_name, part in parts.items()}, **info,
+        })  # fmt: skip
+        (folder / "run.json").unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
     if config.drive and config.drive.upload(folder / "run.json", replace):
         with contextlib.suppress(OSError):

@@ -40,10 +40,13 @@ def resolve_environment():
     return Path(os.environ.get("CXR_OUT") or PROJECT / "artifacts")
 
 
-def edited(path, fields=None, edits=()):
-    """A notebook with form fields filled, as a person does, and pieces of its source replaced:
-    pairs (old, new), each of which must occur exactly once."""
+def edited(path, fields=None, edits=(), until=None):
+    """A notebook with form fields filled, as a person does, pieces of its source replaced: pairs
+    (old, new), each of which must occur exactly once; and cut off before the cell with `until`."""
     notebook = nbformat.read(path, as_version=4)
+    if until:
+        [end] = [i for i, cell in enumerate(notebook.cells) if until in cell.source]
+        notebook.cells = notebook.cells[:end]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for name, value in (fields or {}).items():
         field = re.compile(rf'^({name} = "?).*?("?\s*#@param)', re.M)
@@ -57,9 +60,9 @@ def edited(path, fields=None, edits=()):
     return notebook
 
 
-def execute(path, fields=None, edits=()):
+def execute(path, fields=None, edits=(), until=None):
     """Runs a notebook; returns it with its outputs, and what a cell failed with or None."""
-    notebook, error = edited(path, fields, edits), None
+    notebook, error = edited(path, fields, edits, until), None
     client = EchoingClient(
         notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--log-level=40"],

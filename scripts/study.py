@@ -63,11 +63,13 @@ class Step:
             if self.needs:
                 self.needs += "-unstratified"
                 self.edits.append((TRAINED, f"{TRAINED}-unstratified"))
+        self.until = None
         if suffix:
             name += f"-{suffix}"
             renamed = ("RUN = utils", f'RUN = "{name}"  # utils')
             if notebook == "06_beyond":
                 renamed = (f'"{notebook}", 8', f'"{name}", 8')
+                self.until = "## Part 3"  # what comes is about the recipe alone
             if suffix != "scratch":  # the notebook names that run itself
                 self.edits.append(renamed)
         self.runs = [name, f"{name}-rescaled"] if name == "04_inceptionv3" else [name]
@@ -126,7 +128,7 @@ class Study:
         printed.parent.mkdir(parents=True, exist_ok=True)
         path = runner.PROJECT / "notebooks" / f"{step.notebook}.ipynb"
         with open(printed, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            notebook, error = runner.execute(path, step.fields | fields, step.edits)
+            notebook, error = runner.execute(path, step.fields | fields, step.edits, step.until)
         nbformat.write(notebook, printed.with_suffix(".ipynb"))
         words = f"{time.monotonic() - started:.0f} s"
         if error:

