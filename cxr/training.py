@@ -90,7 +90,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.rows = state["history"]
         self.counters = state["counters"] | {"best_weights": arrays[len(variables) :]}
         print(f"Going on after epoch {len(self.rows)} of a training that was interrupted.")
-        return FINISHED if state["stopped"] else len(self.rows)
+        if not state["stopped"]:
+            return len(self.rows)
+        model.set_weights(self.counters["best_weights"])  # nobody may call fit, which would
+        return FINISHED
 
     def on_train_begin(self, logs=None):
         vars(self.early_stopping).update(self.counters)  # it has just reset itself

@@ -406,7 +406,7 @@ def facts(table):
     for (name, trained_on), rows in crossed:
         scored = rows.pivot_table("accuracy", "seed", "tested_on")
         key = f"cross.{name[:2]}.{trained_on}"
-        texts[f"{key}_gain"] = f"{100 * (scored['nearest224'] - scored['smoothed']).mean():+.1f}"
+        texts[f"{key}_gain"] = f"{100 * (scored['nearest224'] - scored['smoothed']).mean():.1f}"
     for key, name in beyond.items():
         texts |= {key + column: form(column, main[column][name]) for column in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}

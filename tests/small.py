@@ -87,8 +87,9 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     if plain:
         callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
     first = 0 if plain else checkpoint.restore(model)
-    done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
-                     callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
+    if first <= epochs:  # as notebooks 04 and 05 do
+        done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
+                         callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])
     predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
     if not plain:
