@@ -125,6 +125,7 @@ def main():
         reasons = [
             why_unpublishable(Path(data).name, count, "", mode or "full"),
             fields and "a form field is filled", seed.lstrip("0") and f"the seed is {seed}, not 0",
+            *(f"{n} is random" for n in PATHS[2:] if os.environ.get(n, "").strip() == "random"),
         ]  # fmt: skip
         if any(reasons):
             sys.exit(f"Nothing is published: {next(filter(None, reasons))}. "

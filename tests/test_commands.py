@@ -53,7 +53,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(run_notebooks, "PROJECT", tmp_path)
     monkeypatch.setattr(set_repository, "PROJECT", tmp_path)
     monkeypatch.setenv("CXR_OUT", str(tmp_path / "out"))
-    monkeypatch.delenv("CXR_MODE")
+    for name in ("MODE", "INCEPTION_WEIGHTS", "XCEPTION_WEIGHTS"):
+        monkeypatch.delenv(f"CXR_{name}")
     return tmp_path
 
 
@@ -93,7 +94,8 @@ def test_run_fills_fields_and_leaves_the_committed_notebooks_alone(project, monk
 
 
 def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypatch):
-    for name, value in (("MODE", "quick"), ("SEED", 3), ("DATA", "sample"), ("DATA", project)):
+    for name, value in (("MODE", "quick"), ("SEED", 3), ("DATA", "sample"), ("DATA", project),
+                        ("INCEPTION_WEIGHTS", "random")):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setenv(f"CXR_{name}", str(value))
             assert "Nothing is published" in run(patch, "--publish")
