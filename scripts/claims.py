@@ -249,10 +249,8 @@ def judge(sample, part):
     """(words, verdict) of a part of a claim, as claims.json has it."""
     rows, column = [sample[name] for name in part["runs"]], part.get("column", "accuracy")
     if "fact" in part:
-        words, holds = FACTS[part["fact"]](rows[0]["info"].iloc[0]) or (
-            "no originals at hand",
-            None,
-        )
+        fact = FACTS[part["fact"]](rows[0]["info"].iloc[0])
+        words, holds = fact or ("no originals at hand", None)
         return words, CANNOT if holds is None else REPRODUCED if holds else NOT_REPRODUCED
     values = rows[0][column] - (rows[1][column] if len(rows) > 1 else 0)
     if "number" in part:
@@ -372,8 +370,7 @@ def facts(table):
     order = [rows["accuracy"] for rows in pick(table, S05, S04, S03).values()]
     settings = sensitivity_table(S05, (long := pick(table, LONG)[LONG])["images"].iloc[0])
     by_patience = settings[settings["seed"].isin(long.index)].groupby("patience")["accuracy"].mean()
-    reached = settings["accuracy"]
-    data, wrong = main["info"][S01], main["wrong_normals"]
+    data, wrong, reached = main["info"][S01], main["wrong_normals"], settings["accuracy"]
     texts = {
         "claims": markdown(found), "tally": tally(found),
         "models": markdown(models(table).drop(columns=["runs", "interval"])),
@@ -407,9 +404,11 @@ def facts(table):
         scored = rows.pivot_table("accuracy", "seed", "tested_on")
         key = f"cross.{name[:2]}.{trained_on}"
         texts[f"{key}_gain"] = f"{100 * (scored['nearest224'] - scored['smoothed']).mean():.1f}"
-    for key, name in beyond.items():
-        texts |= {key + column: form(column, main[column][name]) for column in columns}
+    texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
+    seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]
+    texts |= {f"06.range_{c}": " to ".join(form(c, seeds[c].agg(end)) for end in ("min", "max"))
+              for c in ("accuracy", "two_accuracy", "two_auc", "called_ill_normal")}  # fmt: skip
     trust = main["info"][TRUST]
     for key, title in {"06": "Xception (06)", "02": "CNN_1 (02)"}.items():
         reached = pd.DataFrame(trust["stress"][title]).T["accuracy"]
