@@ -21,10 +21,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from cxr import runs
 from cxr.cache import IMAGE_SIZE, ImageCache, downsample, load_images, read_image, to_rgb
 from cxr.config import Config, setup, strategy
-from cxr.explain import hires_cam, load_user_image, out_of_distribution_warnings
+from cxr.explain import hires_cam
 from cxr.figures import (
-    CLASS_COLOURS, plot_confusion, plot_history, plot_inception, plot_operating_points,
-    plot_prediction, plot_reliability, show_images,
+    CLASS_COLOURS, plot_confusion, plot_history, plot_inception, plot_prediction, show_images,
 )  # fmt: skip
 from cxr.files import PROJECT, UserError
 from cxr.pipeline import EpochShuffle, FrozenFeatures, make_dataset, one_hot

@@ -1,40 +1,10 @@
-"""One image: is it like the training images, what does the model say of it, and where."""
-
-from pathlib import Path
+"""Where in an image a model sees its answer."""
 
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.neighbors import NearestNeighbors
 
-from cxr.cache import IMAGE_SIZE, downsample, read_image
-from cxr.files import UserError
-
-
-def load_user_image(path):
-    """An image of one's own, resized as the data set was: uint8 (224, 224) or (224, 224, 3).
-    UserError where the file is not there or is no picture that can be used."""
-    try:
-        return read_image(Path(path).expanduser())[0]
-    except Exception as error:
-        words = f"{path} cannot be used ({error}). Give the path of a JPEG or PNG; in Colab"
-        raise UserError(f"{words}, drag it into the Files pane and copy its path there.") from error
-
-
-def out_of_distribution_warnings(pixels, images, train):
-    """What sets a picture (as `load_user_image` gives it) apart from `train`, the rows of training
-    images, as a list of words: a network answers whatever it is shown. So: colour, hardly any
-    contrast, or that none of 500 training images resembles it as closely (correlation of 32 x 32
-    means) as 99 of 100 of them resemble another."""
-    some = images.read(train.sample(min(500, len(train)), random_state=0).index.to_numpy())
-    nearest = NearestNeighbors(n_neighbors=1, metric="correlation").fit(downsample(some))
-    usual = np.quantile(nearest.kneighbors()[0], 0.99)
-    warnings = ["it has colours, which X-rays have not"] if pixels.ndim == 3 else []
-    if pixels.std() < 10:
-        warnings.append("it is nearly blank")
-    elif nearest.kneighbors(downsample(pixels[None]))[0].item() > usual:
-        warnings.append("no training image looks like it")
-    return warnings
+from cxr.cache import IMAGE_SIZE
 
 
 def hires_cam(model, pixels, class_number):

@@ -9,9 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn import metrics
-from sklearn.calibration import CalibrationDisplay
 
-from cxr import beyond
 from cxr.cache import to_rgb
 from cxr.explain import hires_cam
 from cxr.source import CLASS_NAMES
@@ -99,43 +97,6 @@ def plot_prediction(model, pixels, num_classes, title, predictor=None):
     bars = axes[2].barh(names[::-1], probabilities[::-1], color=colours)
     axes[2].bar_label(bars, fmt="{:.1%}", padding=3)
     axes[2].set(xlim=(0, 1.25), xticks=[0, 0.5, 1], title="probability")
-    return figure
-
-
-def plot_reliability(parts, temperature):
-    """Reliability diagrams of pneumonia, before and after `temperature`, one for each named table
-    of three classes in `parts`. Returns the calibration errors, a DataFrame."""
-    _, axes = plt.subplots(1, len(parts), figsize=(7, 3.4), sharey=True, layout="constrained")
-    errors = {part: {} for part in parts}
-    for axis, (part, table) in zip(axes, parts.items(), strict=True):
-        is_ill = table["true"] != "normal"
-        for label, t in {"as trained": 1, "with temperature": temperature}.items():
-            ill = 1 - beyond.at_temperature(table, t)[:, 0]
-            errors[part][label] = beyond.calibration_error(is_ill, ill)
-            CalibrationDisplay.from_predictions(
-                is_ill, ill, n_bins=10, strategy="quantile", ax=axis, name=label
-            )
-        axis.set(title=part, xlabel="probability of pneumonia", ylabel="share with pneumonia")
-        axis.label_outer()
-    return pd.DataFrame(errors).T
-
-
-def plot_operating_points(models):
-    """ROC and precision-recall curves of named tables of two classes, with a dot at 50%."""
-    figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    for (title, table), style in zip(models.items(), ("-", "--", ":", "-."), strict=False):
-        is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
-        called_ill = ill >= 0.5
-        found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
-        fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
-        (line,) = roc.plot(fpr, tpr, style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}")
-        roc.plot(alarms, found, "o", color=line.get_color())
-        precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
-        pr.plot(recall, precision, style, color=line.get_color())
-        pr.plot(found, metrics.precision_score(is_ill, called_ill), "o", color=line.get_color())
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
-    pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
-    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from cxr.files import PROJECT, RESULTS
-from cxr.runs import ModelRun
+from cxr.runs import DEFAULTS, ModelRun
 
 REPORT = json.loads((PROJECT / "cxr" / "reported.json").read_text(encoding="utf-8"))
 CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
@@ -16,7 +16,7 @@ for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape
 (_a, _b), (_c, _d) = REPORTED["02_cnn1_2class"]["confusion"]
 REPORTED["02_cnn1_2class"] |= {"sensitivity": _d / (_c + _d), "specificity": _a / (_a + _b)}
 MAIN_IMAGES = "chest_xray_nearest224"  # prepared as the report does
-_MAIN = {"dropout": 0.2, "patience": 3, "stratified": True, "ablation": ""}
+_MAIN = {**DEFAULTS, "stratified": True, "ablation": ""}
 
 
 def published_runs(notebook, images=MAIN_IMAGES, **settings):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+import beyond
 import utils
 
 
@@ -52,7 +53,7 @@ def test_the_figure_of_a_prediction(model):
 def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, sample_images):
     def warnings(pixels):
         train = sample_images.metadata.query("source_split == 'train'")
-        return utils.out_of_distribution_warnings(pixels, sample_images, train)
+        return beyond.out_of_distribution_warnings(pixels, sample_images, train)
 
     flower = Image.fromarray(load_sample_image("flower.jpg"))
     for picture, wanted in (
@@ -61,7 +62,7 @@ def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, 
         (Image.new("L", (300, 200), 128), ["it is nearly blank"]),
     ):
         picture.save(tmp_path / "mine.png")
-        found = warnings(utils.load_user_image(tmp_path / "mine.png"))
+        found = warnings(beyond.load_user_image(tmp_path / "mine.png"))
         assert len(found) == len(wanted) and all(map(str.startswith, found, wanted)), found
     test = sample_images.metadata.query("source_split == 'test'").sample(8, random_state=0)
     assert sum(bool(warnings(sample_images.pixels[number])) for number in test.index) <= 1
@@ -72,4 +73,4 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     for make in (bool, Path.touch):
         make(path)
         with pytest.raises(utils.UserError, match=r"mine\.jpeg cannot be used .* Files pane"):
-            utils.load_user_image(path)
+            beyond.load_user_image(path)

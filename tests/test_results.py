@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import run_notebooks
 
+import beyond
 import utils
-from cxr import beyond, runs
+from cxr import runs
 from cxr.cache import KNOWN_TEST_IMAGES
 from cxr.reference import MAIN_IMAGES, REPORT, REPORTED
 from cxr.runs import RESULTS, WEIGHTS

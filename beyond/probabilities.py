@@ -1,42 +1,13 @@
-"""What notebook 06 alone needs: one layer, thresholds, shortcuts, calibration, stress."""
+"""What a model's probabilities are worth: thresholds, calibration, the shares of the classes."""
 
-from pathlib import Path
-
-import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import tensorflow as tf
-from scipy import ndimage, optimize
+from scipy import optimize
 from sklearn import metrics
+from sklearn.calibration import CalibrationDisplay
 
-from cxr.cache import to_rgb
-from cxr.explain import hires_cam, load_user_image
-from cxr.files import UserError
 from cxr.source import CLASS_NAMES
-
-
-@keras.saving.register_keras_serializable("cxr")
-class RandomResizedCrop(keras.layers.Layer):
-    """In training: from each image of a batch a random window, of a share of the area in `area`
-    and 3:4 to 4:3 in shape, as `size` x `size` pixels. Otherwise images pass through."""
-
-    def __init__(self, size=160, area=(0.08, 1.0), **options):
-        super().__init__(**options)
-        self.size, self.area, self.seeds = size, area, keras.random.SeedGenerator()
-
-    def get_config(self):
-        return super().get_config() | {"size": self.size, "area": self.area}
-
-    def call(self, x, training=False):
-        if not training:
-            return x
-        count, (low, high) = tf.shape(x)[0], self.area
-        area, ratio, top, left = tf.unstack(keras.random.uniform((4, count), seed=self.seeds))
-        area, ratio = low + (high - low) * area, (4 / 3) ** (2 * ratio - 1)
-        height, width = (tf.minimum(tf.sqrt(a), 1.0) for a in (area / ratio, area * ratio))
-        top, left = top * (1 - height), left * (1 - width)
-        windows = tf.stack([top, left, top + height, left + width], axis=1)
-        return tf.image.crop_and_resize(x, windows, tf.range(count), (self.size, self.size))
 
 
 def two_classes(predictions):
@@ -73,18 +44,6 @@ def threshold_table(predictions):
         rows[name] = threshold, found, healthy, (called_ill == is_ill).mean()
     columns = ["threshold", "sensitivity", "specificity", "accuracy"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).round(3)
-
-
-def image_numbers(pixels):
-    """Four numbers of each cached image, none about lungs: a DataFrame of floats, a row each."""
-    grey = to_rgb(pixels)[..., 0].astype("float32")
-    laplacian = ndimage.convolve(grey, [[[0, -1, 0], [-1, 4, -1], [0, -1, 0]]])
-    return pd.DataFrame({
-        "roughness": np.median(np.abs(laplacian), axis=(1, 2)),
-        "brightness of left and right border": grey[:, :, [0, 1, -2, -1]].mean((1, 2)),
-        "brightness": grey.mean((1, 2)),
-        "upper minus lower half": grey[:, :112].mean((1, 2)) - grey[:, 112:].mean((1, 2)),
-    })  # fmt: skip
 
 
 def at_temperature(predictions, temperature):
@@ -147,54 +106,38 @@ def summary(predictions):
     return {name: round(float(v), 6) for name, v in result.items() if v == v}  # no class, no NaN
 
 
-def heat_outside(model, pixels):
-    """The share of `hires_cam`'s heat in the outer eighth of one cached image, on each side, for
-    the answer that the model gives."""
-    floats = to_rgb(pixels).astype("float32") / 255
-    heat = hires_cam(model, floats, int(model(floats[None], training=False)[0].numpy().argmax()))
-    return float(1 - heat[28:-28, 28:-28].sum() / max(heat.sum(), 1e-9))
+def plot_reliability(parts, temperature):
+    """Reliability diagrams of pneumonia, before and after `temperature`, one for each named table
+    of three classes in `parts`. Returns the calibration errors, a DataFrame."""
+    _, axes = plt.subplots(1, len(parts), figsize=(7, 3.4), sharey=True, layout="constrained")
+    errors = {part: {} for part in parts}
+    for axis, (part, table) in zip(axes, parts.items(), strict=True):
+        is_ill = table["true"] != "normal"
+        for label, t in {"as trained": 1, "with temperature": temperature}.items():
+            ill = 1 - at_temperature(table, t)[:, 0]
+            errors[part][label] = calibration_error(is_ill, ill)
+            CalibrationDisplay.from_predictions(
+                is_ill, ill, n_bins=10, strategy="quantile", ax=axis, name=label
+            )
+        axis.set(title=part, xlabel="probability of pneumonia", ylabel="share with pneumonia")
+        axis.label_outer()
+    return pd.DataFrame(errors).T
 
 
-_OUTSIDE_CORNER = np.indices((224, 224, 1)).max(axis=0) >= 56
-STRESSES = {  # from uint8 (images, 224, 224, 3) to the same
-    "unchanged": lambda pixels: pixels,
-    "JPEG, quality 50": lambda pixels: np.stack(
-        [tf.io.decode_jpeg(tf.io.encode_jpeg(picture, quality=50)) for picture in pixels]),
-    "20% darker": lambda pixels: (pixels * 0.8).astype("uint8"),
-    "20% brighter": lambda pixels: np.clip(pixels * 1.2, 0, 255).astype("uint8"),
-    "a covered corner": lambda pixels: np.where(_OUTSIDE_CORNER, pixels, np.uint8(0)),
-    "shifted by 16 pixels": lambda pixels: ndimage.shift(pixels, (0, 16, 16, 0), order=0),
-    "smoothed": lambda pixels: ndimage.gaussian_filter(pixels, (0, 0.7, 0.7, 0)),
-}  # fmt: skip
-
-
-def _normal(model, pixels):
-    """The first class's probability, of uint8 (images, 224, 224, 3), in batches."""
-    starts = range(0, len(pixels), 32)
-    batches = (pixels[start : start + 32].astype("float32") / 255 for start in starts)
-    return np.concatenate([model.predict_on_batch(batch)[:, 0] for batch in batches])
-
-
-def stress_table(model, pixels, is_ill):
-    """Of a model whose first class is *normal*, under each of STRESSES: its accuracy with two
-    classes, and the share of answers that change. `pixels` are cached images."""
-    called, rows = {}, {}
-    for name, change in STRESSES.items():
-        called[name] = _normal(model, np.asarray(change(to_rgb(pixels)))) < 0.5
-        changed = (called[name] != called["unchanged"]).mean()
-        rows[name] = {"accuracy": (called[name] == is_ill).mean(), "changed": changed}
-    return pd.DataFrame(rows).T
-
-
-def score_folder(model, folder):
-    """Accuracy and ROC AUC, in words, of a model whose first class is *normal* on a folder with
-    NORMAL and PNEUMONIA in it. UserError where one is missing or holds no image."""
-    kinds = ("NORMAL", "PNEUMONIA")
-    files = {kind: sorted(Path(folder).expanduser().glob(f"{kind}/[!.]*")) for kind in kinds}
-    if not all(files.values()):
-        raise UserError(f"EXTERNAL: {folder} needs two folders with images, NORMAL and PNEUMONIA.")
-    pixels = [to_rgb(load_user_image(path)) for kind in kinds for path in files[kind]]
-    normal = _normal(model, np.stack(pixels))
-    is_ill = np.repeat([False, True], [len(files[kind]) for kind in kinds])
-    accuracy, auc = np.mean((normal < 0.5) == is_ill), metrics.roc_auc_score(is_ill, -normal)
-    return f"{len(is_ill)} images, accuracy {accuracy:.1%}, ROC AUC {auc:.3f}"
+def plot_operating_points(models):
+    """ROC and precision-recall curves of named tables of two classes, with a dot at 50%."""
+    figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    for (title, table), style in zip(models.items(), ("-", "--", ":", "-."), strict=False):
+        is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
+        called_ill = ill >= 0.5
+        found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
+        fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
+        (line,) = roc.plot(fpr, tpr, style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}")
+        roc.plot(alarms, found, "o", color=line.get_color())
+        precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
+        pr.plot(recall, precision, style, color=line.get_color())
+        pr.plot(found, metrics.precision_score(is_ill, called_ill), "o", color=line.get_color())
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
+    pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,24 @@
+"""The science of notebook 06, beyond the report; it stands on `cxr`, and nothing stands on it."""
+
+from beyond.probabilities import (
+    adapt_to_shares,
+    at_temperature,
+    binary,
+    calibration_error,
+    fit_temperature,
+    plot_operating_points,
+    plot_reliability,
+    summary,
+    threshold_table,
+    two_classes,
+)  # fmt: skip
+from beyond.recipe import RandomResizedCrop
+from beyond.robustness import (
+    STRESSES,
+    heat_outside,
+    image_numbers,
+    load_user_image,
+    out_of_distribution_warnings,
+    score_folder,
+    stress_table,
+)  # fmt: skip
