@@ -3,6 +3,7 @@
 from beyond.probabilities import (
     adapt_to_shares,
     at_temperature,
+    auc_interval,
     binary,
     calibration_error,
     fit_temperature,

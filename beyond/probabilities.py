@@ -24,6 +24,19 @@ def binary(predictions):
     return predictions["true"] != "normal", 1 - predictions["normal"]
 
 
+def auc_interval(predictions):
+    """95% bootstrap interval (low, high) of the ROC AUC of a table of two classes, resampling whole
+    patients as `utils.cluster_bootstrap_interval` does."""
+    numbers, patients = pd.factorize(predictions["patient"])
+    shares = np.full(len(patients), 1 / len(patients))
+    drawn = np.random.default_rng(0).multinomial(len(patients), shares, size=2000)
+    is_ill, ill = (column.to_numpy() for column in binary(predictions))
+    above = np.sign(np.subtract.outer(ill[is_ill], ill[~is_ill])) / 2 + 0.5  # pairs in order
+    found, healthy = drawn[:, numbers[is_ill]], drawn[:, numbers[~is_ill]]
+    values = (found @ above * healthy).sum(axis=1) / (found.sum(axis=1) * healthy.sum(axis=1))
+    return np.quantile(values, [0.025, 0.975]).tolist()
+
+
 def best_threshold(predictions):
     """The probability of pneumonia with the largest sum of sensitivity and specificity, on a table
     of two classes."""

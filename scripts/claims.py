@@ -401,9 +401,8 @@ def facts(table):
         texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
     crossed = pd.read_csv(runs.RESULTS / "cross_test.csv").groupby(["run", "trained_on"])
     for (name, trained_on), rows in crossed:
-        scored = rows.pivot_table("accuracy", "seed", "tested_on")
-        key = f"cross.{name[:2]}.{trained_on}"
-        texts[f"{key}_gain"] = f"{100 * (scored['nearest224'] - scored['smoothed']).mean():.1f}"
+        by = 100 * rows.groupby("tested_on")["accuracy"].mean()
+        texts[f"cross.{name[:2]}.{trained_on}_gain"] = f"{by['nearest224'] - by['smoothed']:.1f}"
     texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
     seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]
@@ -415,6 +414,7 @@ def facts(table):
         texts |= {f"{key}.stress_{how}": form("", reached.agg(how)) for how in ("min", "max")}
         texts[f"{key}.stress_worst"] = reached.idxmin()
         texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
+    texts["06.two_auc_ci"] = "95% CI {:.3f} to {:.3f}".format(*trust["auc_interval"])
     ends = {"two_accuracy": [trust["two"][f"accuracy{end}"] for end in ("", "_low", "_high")]}
     for name, row in trust["called_ill"].items():
         name = re.sub(r"\W+", "_", f"called_ill {name}")
