@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from beyond import auc_interval, two_classes
 from cxr import reference, runs
 from cxr.files import PROJECT, atomic_write
 from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epochs
@@ -79,17 +80,17 @@ def _measures(run):
                 for name in ("loss", "val_loss")}  # fmt: skip
     [flat] = pd.json_normalize(info["metrics"], sep="_").to_dict("records")
     row |= {name.removeprefix("test_"): flat[name] for name in sorted(flat)}
-    row |= info.get("beyond", {})
-    for prefix in ("", "validation_"):
-        row[f"{prefix}false_positive_rate"] = 1 - row[f"{prefix}recall_normal"]
+    row |= {f"{p}false_positive_rate": 1 - row[f"{p}recall_normal"] for p in ("", "validation_")}
     for kind in ("recall", "precision"):
         normal, *others = info["metrics"]["test"][kind].values()
         row[f"{kind}_lead"] = normal - max(others)
     test, names = run.predictions.query("split == 'test'"), list(info["metrics"]["test"]["recall"])
+    if "beyond" in info:
+        row |= info["beyond"]
+        row["two_auc_low"], row["two_auc_high"] = auc_interval(two_classes(test))
     predicted, normal = test[names].idxmax(axis=1), test["true"] == "normal"
     row |= {f"normal_as_{name}": (predicted[normal] == name).sum() for name in names}
-    if "viral" in names:
-        row["viral_excess"] = row["normal_as_viral"] - row["normal_as_bacterial"]
+    row["viral_excess"] = row.get("normal_as_viral", np.nan) - row.get("normal_as_bacterial", 0)
     wrong, ill = test["file"][normal & (predicted != "normal")], predicted[~normal]
     return row | {
         "found": (found := (ill == test["true"][~normal]).sum()), "normals": normal.sum(),
@@ -414,7 +415,6 @@ def facts(table):
         texts |= {f"{key}.stress_{how}": form("", reached.agg(how)) for how in ("min", "max")}
         texts[f"{key}.stress_worst"] = reached.idxmin()
         texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
-    texts["06.two_auc_ci"] = "95% CI {:.3f} to {:.3f}".format(*trust["auc_interval"])
     ends = {"two_accuracy": [trust["two"][f"accuracy{end}"] for end in ("", "_low", "_high")]}
     for name, row in trust["called_ill"].items():
         name = re.sub(r"\W+", "_", f"called_ill {name}")
