@@ -1,5 +1,6 @@
-"""The science of notebook 06, beyond the report; it stands on `cxr`, and nothing stands on it."""
+"""The science of notebook 06, beyond the report; it stands on `cxr`, never on `utils`."""
 
+from beyond.augmentation import RandomResizedCrop
 from beyond.probabilities import (
     adapt_to_shares,
     at_temperature,
@@ -13,7 +14,6 @@ from beyond.probabilities import (
     threshold_table,
     two_classes,
 )  # fmt: skip
-from beyond.recipe import RandomResizedCrop
 from beyond.robustness import (
     STRESSES,
     heat_outside,

@@ -1,5 +1,7 @@
 """What a model's probabilities are worth: thresholds, calibration, the shares of the classes."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,7 +13,8 @@ from cxr.source import CLASS_NAMES
 
 
 def two_classes(predictions):
-    """Predictions of three classes as of two: the probabilities of both pneumonias added up."""
+    """A table of predictions (`utils.predict`) of three classes as one of two, with the
+    probabilities of both pneumonias added up; one of two classes as it is."""
     if "pneumonia" in predictions:
         return predictions
     true = predictions["true"].where(predictions["true"] == "normal", "pneumonia")
@@ -20,7 +23,8 @@ def two_classes(predictions):
 
 
 def binary(predictions):
-    """(whether each image shows pneumonia, the probability of it) of a table of any classes."""
+    """(whether each image shows pneumonia, bool; the probability of it, float): two Series, from a
+    table of two or three classes."""
     return predictions["true"] != "normal", 1 - predictions["normal"]
 
 
@@ -38,15 +42,16 @@ def auc_interval(predictions):
 
 
 def best_threshold(predictions):
-    """The probability of pneumonia with the largest sum of sensitivity and specificity, on a table
-    of two classes."""
+    """The probability of pneumonia, a float, with the largest sum of sensitivity and specificity
+    on a table of two classes."""
     is_ill = predictions["true"] == "pneumonia"
     fpr, tpr, thresholds = metrics.roc_curve(is_ill, predictions["pneumonia"])
     return thresholds[(tpr - fpr).argmax()]
 
 
 def threshold_table(predictions):
-    """What a model of two classes reaches on its test images with three thresholds, a DataFrame."""
+    """What a model of two classes reaches on its test images with three thresholds, from a table
+    with both splits: a DataFrame of threshold, sensitivity, specificity, accuracy."""
     validation, test = (predictions[predictions["split"] == s] for s in ("validation", "test"))
     names = "50%", "chosen on validation", "chosen on test (oracle)"
     thresholds = 0.5, best_threshold(validation), best_threshold(test)
@@ -75,8 +80,8 @@ def fit_temperature(predictions):
 
 
 def calibration_error(is_ill, probability):
-    """Expected calibration error: mean distance of the mean probability and the share of ill, over
-    ten groups of equal size."""
+    """Expected calibration error, a float: mean distance of the mean probability, float (images,),
+    and the share of `is_ill`, bool (images,), over ten groups of equal size."""
     table = pd.DataFrame({"is_ill": np.asarray(is_ill, float), "ill": np.asarray(probability)})
     groups = table.groupby(pd.qcut(table["ill"].rank(method="first"), 10), observed=True).mean()
     return (groups["is_ill"] - groups["ill"]).abs().mean()
@@ -84,7 +89,7 @@ def calibration_error(is_ill, probability):
 
 def adapt_to_shares(probabilities, trained_with, rounds=100):
     """Saerens and others (2002): (probabilities corrected for the class shares that they themselves
-    suggest, these shares); float (images, classes) and (classes,)."""
+    suggest, these shares); float (images, classes) and (classes,), as the arguments."""
     shares = trained_with
     for _ in range(rounds):
         corrected = probabilities * shares / trained_with
@@ -138,17 +143,21 @@ def plot_reliability(parts, temperature):
 
 
 def plot_operating_points(models):
-    """ROC and precision-recall curves of named tables of two classes, with a dot at 50%."""
+    """ROC and precision-recall curves of named tables of two classes, with a dot at 50%; returns
+    the Figure."""
     figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    for (title, table), style in zip(models.items(), ("-", "--", ":", "-."), strict=False):
+    styles = itertools.cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))
+    for (title, table), style in zip(models.items(), styles, strict=False):
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_ill = ill >= 0.5
         found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
         fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
-        (line,) = roc.plot(fpr, tpr, style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}")
+        (line,) = roc.plot(
+            fpr, tpr, linestyle=style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}"
+        )
         roc.plot(alarms, found, "o", color=line.get_color())
         precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
-        pr.plot(recall, precision, style, color=line.get_color())
+        pr.plot(recall, precision, linestyle=style, color=line.get_color())
         pr.plot(found, metrics.precision_score(is_ill, called_ill), "o", color=line.get_color())
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")

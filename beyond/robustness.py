@@ -15,7 +15,8 @@ from cxr.files import UserError
 
 
 def image_numbers(pixels):
-    """Four numbers of each cached image, none about lungs: a DataFrame of floats, a row each."""
+    """Four numbers of each cached image, uint8 (images, 224, 224) or with a last axis of 3, none
+    about lungs: a DataFrame of floats, a row each."""
     grey = to_rgb(pixels)[..., 0].astype("float32")
     laplacian = ndimage.convolve(grey, [[[0, -1, 0], [-1, 4, -1], [0, -1, 0]]])
     return pd.DataFrame({
@@ -27,11 +28,11 @@ def image_numbers(pixels):
 
 
 def heat_outside(model, pixels):
-    """The share of `hires_cam`'s heat in the outer eighth of one cached image, on each side, for
-    the answer that the model gives."""
+    """The share, a float, of `hires_cam`'s heat in the outer eighth of one cached image, on each
+    side, for the answer that the model gives; NaN where nothing in the image speaks for it."""
     floats = to_rgb(pixels).astype("float32") / 255
     heat = hires_cam(model, floats, int(model(floats[None], training=False)[0].numpy().argmax()))
-    return float(1 - heat[28:-28, 28:-28].sum() / max(heat.sum(), 1e-9))
+    return float(1 - heat[28:-28, 28:-28].sum() / heat.sum()) if heat.any() else np.nan
 
 
 _OUTSIDE_CORNER = np.indices((224, 224, 1)).max(axis=0) >= 56
@@ -56,7 +57,8 @@ def _normal(model, pixels):
 
 def stress_table(model, pixels, is_ill):
     """Of a model whose first class is *normal*, under each of STRESSES: its accuracy with two
-    classes, and the share of answers that change. `pixels` are cached images."""
+    classes, and the share of answers that change, a DataFrame. `pixels` are cached images,
+    `is_ill` says which show pneumonia, bool (images,)."""
     called, rows = {}, {}
     for name, change in STRESSES.items():
         called[name] = _normal(model, np.asarray(change(to_rgb(pixels)))) < 0.5
@@ -83,7 +85,7 @@ def out_of_distribution_warnings(pixels, images, train):
     some = images.read(train.sample(min(500, len(train)), random_state=0).index.to_numpy())
     nearest = NearestNeighbors(n_neighbors=1, metric="correlation").fit(downsample(some))
     usual = np.quantile(nearest.kneighbors()[0], 0.99)
-    warnings = ["it has colours, which X-rays have not"] if pixels.ndim == 3 else []
+    warnings = ["it is in colour, which X-rays are not"] if pixels.ndim == 3 else []
     if pixels.std() < 10:
         warnings.append("it is nearly blank")
     elif nearest.kneighbors(downsample(pixels[None]))[0].item() > usual:

@@ -49,8 +49,12 @@ class DriveSync:
                 if differs and not replaces:
                     print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
                           f"session's stays in {waiting.parent}. RETRAIN replaces it.")  # fmt: skip
-                elif differs or not remote.exists():
-                    remote.unlink(missing_ok=True)
+                elif differs:  # whole beside the old one, then in its place
+                    new = remote.parent.with_name(f".{remote.parent.name}.part")
+                    self._copy_folder(waiting, new / remote.name)
+                    shutil.rmtree(remote.parent)
+                    new.rename(remote.parent)
+                elif not remote.exists():
                     self._copy_folder(waiting, remote)
                 del self.pending[waiting]
         if self.failing and not self.pending:

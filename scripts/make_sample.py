@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from run_notebooks import PROJECT, WHOLE
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(PROJECT))
 from cxr.files import checksum
 from cxr.source import CLASS_NAMES, SAMPLE, check_sample, read_metadata
 
-SEED, TRAIN_IMAGES, FULL_IMAGES = 0, 640, 5856
+SEED, TRAIN_IMAGES = 0, 640
 
 
 def draw(full):
     """The sample's files: all of val and test, and of each class of train whole patients."""
     metadata = read_metadata(full)
-    if len(metadata) != FULL_IMAGES:
-        sys.exit(f"{full} holds {len(metadata)} images; a full copy holds {FULL_IMAGES}.")
+    if len(metadata) != WHOLE:
+        sys.exit(f"{full} holds {len(metadata)} images; a full copy holds {WHOLE}.")
     train = metadata[metadata.source_split == "train"]
     files = set(metadata.file) - set(train.file)
     rng = np.random.default_rng(SEED)

@@ -77,10 +77,10 @@ def execute(path, fields=None, edits=(), until=None):
     return notebook, error
 
 
-def why_unpublishable(label, count, preparation, mode="full"):
+def why_unpublishable(label, count, preparation, mode="full", info=""):
     """Why a run on such images is not for results/ and the committed notebooks, or ""."""
-    if mode != "full":
-        return f"it takes full mode, not {mode}"
+    if mode != "full" or "random weights" in info:
+        return f"it takes full mode, and no random weights (this is {mode} mode)"
     if label == "sample" or count != WHOLE:
         return f"it takes the whole set of {WHOLE:,} images, which {label} is not"
     return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
@@ -91,7 +91,7 @@ def publish_run(folder):
     Ends the program where the run is not one to publish."""
     info, changed = json.loads((folder / "run.json").read_text("utf-8")), False
     label, count, preparation = (info["images"][k] for k in ("label", "count", "preparation"))
-    if reason := why_unpublishable(label, count, preparation, info["mode"]):
+    if reason := why_unpublishable(label, count, preparation, info["mode"], str(info)):
         sys.exit(f"{folder} is not published: {reason}.")
     target = PROJECT / "results" / label / f"seed-{info['seed']}" / info["run"]
     copies = {folder / file: target / file for file in info["files"] if file.endswith(".csv")}

@@ -163,8 +163,7 @@ def main():
         sys.exit(f"A study is running in {out}: wait for it, or set OUT.")
     os.environ["CXR_MODE"] = "full"
     images = load_images(setup(out=str(out)))
-    reason = runner.why_unpublishable(images.label, len(images.metadata), images.preparation)
-    if reason:
+    if reason := runner.why_unpublishable(images.label, len(images.metadata), images.preparation):
         sys.exit(f"No study: {reason}.")
     study = Study(out, images.label, publish=not options.out_only)
     study.update_results()  # a kill may have come in between

@@ -1,10 +1,13 @@
-"""Notebook 06's own: the crop, thresholds, calibration, the correction for shares, stress."""
+"""Notebook 06's own: crops, thresholds, calibration, other shares, stress, images of one's own."""
+
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import beyond
 import utils
@@ -17,9 +20,7 @@ def drawn(count, shares, sharpness=1.0, seed=0):
     rng = np.random.default_rng(seed)
     true = rng.choice(3, count, p=shares)
     logits = np.eye(3)[true] + rng.normal(size=(count, 3))
-    posterior = np.exp(logits) * shares  # what Bayes makes of equal normal noise
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    sharp = posterior**sharpness
+    sharp = (np.exp(logits) * shares) ** sharpness  # what Bayes makes of equal normal noise
     table = pd.DataFrame(sharp / sharp.sum(axis=1, keepdims=True), columns=NAMES)
     return table.assign(true=np.array(NAMES)[true], split="test")
 
@@ -48,16 +49,15 @@ def test_two_classes_and_thresholds_by_hand():
     assert list(two["true"][:4]) == ["normal", "normal", "pneumonia", "pneumonia"]
     assert np.allclose(two["pneumonia"][:4], [0.1, 0.6, 0.7, 0.8])
     assert beyond.two_classes(two) is two
-    rows = beyond.threshold_table(two).loc[["50%", "chosen on validation"]]
-    assert rows.to_numpy().tolist() == [[0.5, 1, 0.5, 0.75], [0.7, 1, 1, 1]]
+    rows = beyond.threshold_table(two).to_numpy()[:2]  # 50%, chosen on validation
+    assert rows.tolist() == [[0.5, 1, 0.5, 0.75], [0.7, 1, 1, 1]]
 
 
 def test_a_temperature_mends_what_is_too_sure():
     shares = np.full(3, 1 / 3)
     validation, test = (drawn(4000, shares, 3.0, seed).assign(split=split)
                         for seed, split in enumerate(("validation", "test")))  # fmt: skip
-    temperature = beyond.fit_temperature(validation)
-    assert temperature == pytest.approx(3, rel=0.1)
+    assert (temperature := beyond.fit_temperature(validation)) == pytest.approx(3, rel=0.1)
     is_ill, ill = beyond.binary(test)
     mended = 1 - beyond.at_temperature(test, temperature)[:, 0]
     before, after = (beyond.calibration_error(is_ill, values) for values in (ill, mended))
@@ -65,26 +65,25 @@ def test_a_temperature_mends_what_is_too_sure():
     found = beyond.summary(pd.concat([validation, test]))
     assert found["ece"] == pytest.approx(before, abs=1e-5) and found["ece_scaled"] < 0.03
     assert found["two_accuracy"] == pytest.approx(np.mean((ill > 0.5) == is_ill), abs=1e-5)
-    low, high = beyond.auc_interval(beyond.two_classes(test[:400].assign(patient=range(400))))
+    two = beyond.two_classes(test[:400].assign(patient=range(400)))
+    low, high = beyond.auc_interval(two)
     assert low < found["two_auc"] < high and 0.02 < high - low < 0.1
+    assert beyond.auc_interval(pd.concat([two] * 9)) == pytest.approx([low, high])  # no narrower
 
 
 def test_other_shares_are_found_without_labels():
     equal, shares = np.full(3, 1 / 3), np.array([0.7, 0.1, 0.2])
     test = drawn(5000, shares)
-    seen = test[NAMES].to_numpy() / shares
-    seen /= seen.sum(axis=1, keepdims=True)  # what a model trained on equal shares would say
+    seen = test[NAMES].to_numpy() / shares  # what a model trained on equal shares would say
     corrected, estimated = beyond.adapt_to_shares(seen, equal)
     assert np.abs(estimated - shares).max() < 0.02
     assert np.abs(corrected - test[NAMES].to_numpy()).max() < 0.05
 
 
 def test_stresses_change_what_they_say(sample_images):
-    pixels = sample_images.read([0, 700])
-    model = utils.build_cnn_1(3, 0.0, 0)
-    table = beyond.stress_table(model, pixels, np.array([False, True]))
+    rgb = utils.to_rgb(sample_images.read([0, 700]))
+    table = beyond.stress_table(utils.build_cnn_1(3, 0.0, 0), rgb, np.array([False, True]))
     assert list(table.index) == list(beyond.STRESSES) and table["changed"]["unchanged"] == 0
-    rgb = utils.to_rgb(pixels)
     for name, change in beyond.STRESSES.items():
         result = np.asarray(change(rgb))
         assert result.shape == rgb.shape and result.dtype == np.uint8
@@ -99,7 +98,32 @@ def test_a_folder_of_ones_own(tmp_path):
     for kind, grey in (("NORMAL", 30), ("PNEUMONIA", 220)):
         (tmp_path / kind).mkdir()
         Image.fromarray(np.full((300, 280), grey, np.uint8)).save(tmp_path / kind / "a.png")
-    inputs = keras.Input((224, 224, 3))
-    says = keras.layers.Lambda(lambda x: 1 - keras.ops.mean(x, axis=(1, 2)))(inputs)
-    words = beyond.score_folder(keras.Model(inputs, says), tmp_path)
+    mean = keras.layers.Lambda(lambda x: 1 - keras.ops.mean(x, axis=(1, 2)))
+    words = beyond.score_folder(keras.Sequential([keras.Input((224, 224, 3)), mean]), tmp_path)
     assert words == "2 images, accuracy 100.0%, ROC AUC 1.000"
+
+
+def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, sample_images):
+    def warnings(pixels):
+        train = sample_images.metadata.query("source_split == 'train'")
+        return beyond.out_of_distribution_warnings(pixels, sample_images, train)
+
+    flower = Image.fromarray(load_sample_image("flower.jpg"))
+    for picture, wanted in (
+        (flower, ["it is in colour", "no training image"]),
+        (flower.convert("L"), ["no training image"]),
+        (Image.new("L", (300, 200), 128), ["it is nearly blank"]),
+    ):
+        picture.save(tmp_path / "mine.png")
+        found = warnings(beyond.load_user_image(tmp_path / "mine.png"))
+        assert len(found) == len(wanted) and all(map(str.startswith, found, wanted)), found
+    test = sample_images.metadata.query("source_split == 'test'").sample(8, random_state=0)
+    assert sum(bool(warnings(sample_images.pixels[number])) for number in test.index) <= 1
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    path = tmp_path / "mine.jpeg"
+    for make in (bool, Path.touch):
+        make(path)
+        with pytest.raises(utils.UserError, match=r"mine\.jpeg cannot be used .* Files pane"):
+            beyond.load_user_image(path)

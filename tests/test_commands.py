@@ -100,7 +100,8 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
             patch.setenv(f"CXR_{name}", str(value))
             assert "Nothing is published" in run(patch, "--publish")
     assert not (project / "out").exists()  # nothing was executed
-    for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}):
+    random = {"pretrained": "random weights, never trained"}
+    for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}, random):
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")
     leave_run(project / "out", "99_extra")

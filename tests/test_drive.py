@@ -231,7 +231,7 @@ def test_what_is_damaged_on_drive_is_not_used_and_is_replaced(colab, capsys):
         colab.assert_same_everywhere()
 
 
-def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
+def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, refuse, capsys):
     colab.setup()
     colab.finish_run(1.0)
     kept = contents(colab.folder)
@@ -246,7 +246,11 @@ def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, capsys):
     colab.my_drive.rename(colab.hidden)  # nor where it is away when the training looks for it
     small.train(colab.config, epochs=1, hook=lambda _: colab.hidden.rename(colab.my_drive))
     assert contents(colab.folder) == kept
+    refuse(lambda _, target: "model.weights.h5" in target.name)
     colab.finish_run(3.0, retrain=True)
+    assert contents(colab.folder) == kept, "until the new one has arrived whole"
+    refuse(lambda *_: False)
+    colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
     colab.new_machine()
     assert colab.loss() == 3

@@ -194,8 +194,8 @@ def test_the_facts_of_notebook_01_agree_with_each_other():
 
 
 def test_the_cross_test_gives_each_run_the_accuracy_that_is_published(table):
-    crossed = pd.read_csv(RESULTS / "cross_test.csv").query("trained_on == tested_on")
-    for row in crossed.itertuples():
+    crossed = pd.read_csv(RESULTS / "cross_test.csv")
+    for row in crossed.query("trained_on == tested_on").itertuples():
         folder = f"chest_xray_{row.trained_on}/seed-{row.seed}/{row.run}"
         assert row.accuracy == table.loc[folder, "accuracy"], folder
 

@@ -1,4 +1,4 @@
-"""The one layer of the recipe that Keras has not."""
+"""The one layer of the augmentation that Keras does not have."""
 
 import keras
 import tensorflow as tf
@@ -6,8 +6,9 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("beyond")
 class RandomResizedCrop(keras.layers.Layer):
-    """In training: from each image of a batch a random window, of a share of the area in `area`
-    and 3:4 to 4:3 in shape, as `size` x `size` pixels. Otherwise images pass through."""
+    """In training: from each image, float (batch, height, width, channels), a random window, of a
+    share of the area in `area` and 3:4 to 4:3 in shape, as `size` x `size` pixels. Otherwise images
+    pass through."""
 
     def __init__(self, size=160, area=(0.08, 1.0), **options):
         super().__init__(**options)
