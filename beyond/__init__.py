@@ -13,7 +13,7 @@ from beyond.probabilities import (
     summary,
     threshold_table,
     two_classes,
-)  # fmt: skip
+)
 from beyond.robustness import (
     STRESSES,
     heat_outside,
@@ -22,4 +22,4 @@ from beyond.robustness import (
     out_of_distribution_warnings,
     score_folder,
     stress_table,
-)  # fmt: skip
+)
