@@ -417,7 +417,7 @@ def facts(table):
         texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
     ends = {"two_accuracy": [trust["two"][f"accuracy{end}"] for end in ("", "_low", "_high")]}
     for name, row in trust["called_ill"].items():
-        ends[re.sub(r"\W+", "_", f"called_ill {name}")] = [*row.values()][1:]  # after how many
+        ends[re.sub(r"\W+", "_", f"called_ill {name}")] = [*row.values()][1:]  # share, low, high
     for name, (share, low, high) in ends.items():
         texts |= {f"06.{name}": f"{share:.1%}", f"06.{name}_ci": f"95% CI {low:.1%} to {high:.1%}"}
     for key, names in GROUPS.items():

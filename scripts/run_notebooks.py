@@ -80,7 +80,7 @@ def execute(path, fields=None, edits=(), until=None):
 def why_unpublishable(label, count, preparation, mode="full", info=""):
     """Why a run on such images is not for results/ and the committed notebooks, or ""."""
     if mode != "full" or "random weights" in info:
-        return f"it takes full mode, and no random weights (this is {mode} mode)"
+        return f"it takes full mode, not {mode}" if mode != "full" else "its weights are random"
     if label == "sample" or count != WHOLE:
         return f"it takes the whole set of {WHOLE:,} images, which {label} is not"
     return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
