@@ -12,7 +12,7 @@ def pytest_configure(config):
     config.cxr_out = tempfile.mkdtemp(prefix="cxr-test-")
     os.environ.update(CXR_MODE="quick", CXR_OUT=config.cxr_out)
     os.environ.update(CXR_INCEPTION_WEIGHTS="random", CXR_XCEPTION_WEIGHTS="random")  # no download
-    os.environ.setdefault("MPLBACKEND", "agg")  # notebooks' kernels choose their own
+    os.environ.setdefault("MPLBACKEND", "agg")  # also in notebooks' kernels
 
 
 def pytest_unconfigure(config):

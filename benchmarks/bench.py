@@ -152,33 +152,6 @@ def training_and_bare():
     return {"images_per_s": max(whole[1:]), "bare_images_per_s": max(bare[1:]), "images": len(rows)}
 
 
-def pytorch():
-    """The same CNN, batch and optimizer in PyTorch, on constant data."""
-    try:
-        import torch
-    except ImportError:
-        return {"images_per_s": None, "note": "PyTorch is not installed"}
-    from torch import nn
-
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Dropout(0.2), nn.Linear(86528, 2),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
-    pixels, labels = torch.rand(32, 3, 224, 224), torch.arange(32) % 2
-
-    def steps(count=8):
-        for _ in range(count):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(pixels), labels).backward()
-            optimizer.step()
-
-    steps(2)
-    return {"images_per_s": 8 * 32 / fastest(steps), "version": torch.__version__}
-
-
 def frozen_and_layers(run):
     """The frozen part of notebook 04 or 05, and the layers that are trained on it. Untrained
     weights are as fast as ImageNet's, and need no download."""
@@ -234,7 +207,6 @@ MEASURES = {
     "pipeline, 4x images": lambda: pipeline(4),
     "image_dataset_from_directory": directory_pipeline,
     "CNN_1 training": training_and_bare,
-    "CNN_1 in PyTorch": pytorch,
     "04 on features": lambda: transfer("04_inceptionv3", 512),
     "05 on features": lambda: transfer("05_cnn1_transfer", 1024),
 }
@@ -258,8 +230,6 @@ def ratios(found):
         "CNN_1 training : bare train_on_batch":
             training / found["CNN_1 training"]["bare_images_per_s"],
     }  # fmt: skip
-    if rate["CNN_1 in PyTorch"]:
-        result["CNN_1 training : PyTorch"] = training / rate["CNN_1 in PyTorch"]
     for number in ("04", "05"):
         of = found[f"{number} on features"]
         result |= {

@@ -37,7 +37,7 @@ EDITS = {
     "01_data": [], "02_cnn1_2class": [FEW, SIX_EPOCHS], "03_cnn1_3class": [FEW, SIX_EPOCHS],
     "04_inceptionv3": [FEW, SIX_EPOCHS], "05_cnn1_transfer": [FEW, TEN_EPOCHS],
     "06_beyond": [("fraction=0.1)", 'fraction=0.1).groupby(["split", "class3"]).head(16)'),
-                  ("WEIGHTS or config.quick,", "WEIGHTS,"), ('"06_beyond", 8', '"06_beyond", 3')],
+                  ("WEIGHTS or config.quick)", "WEIGHTS)"), ('"06_beyond", 8', '"06_beyond", 3')],
 }  # fmt: skip
 NOTEBOOKS = list(EDITS)
 MADE = {"01": ("images-",), "04": ("features-inc",), "05": ("features-cnn",)}  # in cache/

@@ -35,7 +35,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.early_stopping, self.shuffle, self.retrain = early_stopping, shuffle, retrain
         self.use_published, self.kept, self.extra = use_published, kept, settings
         self.path = config.output_dir / name / STATE
-        self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
 
     @property
     def history(self):
@@ -45,14 +44,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings or images."""
+        finished run has other settings or images, or a model is to learn anew that has learnt."""
         self.settings, name = self._describe(model), self.name
+        self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
         if self.use_published:
             words = "the published run, not trained here"
             if not (run := find_published_run(name, need_weights=True)):
                 raise UserError(f"No weights of {name} are published: untick USE_PUBLISHED_WEIGHTS")
         elif self.retrain or not (run := find_own_run(self.config, name)):
-            return self._load_state(model)
+            if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
+                raise UserError(f"{name} has learnt already: run the cell that builds it again.")
+            return epoch
         elif changed := _differences(run.info["settings"], self.settings):
             words = f"{display_path(run.folder)} was trained with other settings ({changed})"
             raise UserError(f"{words}. Tick RETRAIN to replace it, or set another OUT (CXR_OUT).")
@@ -138,5 +140,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
 
 def _differences(old, new):
-    """The names of the settings that differ, for a message."""
+    """The names of the settings that differ, for a message. What is None may as well be missing:
+    Keras' next version may leave it out, or bring it in."""
+    old, new = (json.loads(json.dumps(settings), object_hook=lambda d: {
+        k: v for k, v in d.items() if v is not None}) for settings in (old, new))  # fmt: skip
     return ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))

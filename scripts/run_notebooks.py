@@ -81,8 +81,8 @@ def why_unpublishable(label, count, preparation, mode="full", info=""):
     """Why a run on such images is not for results/ and the committed notebooks, or ""."""
     if mode != "full" or "random weights" in info:
         return f"it takes full mode, not {mode}" if mode != "full" else "its weights are random"
-    if label == "sample" or count != WHOLE:
-        return f"it takes the whole set of {WHOLE:,} images, which {label} is not"
+    if label != REPORTS_OWN or count != WHOLE:
+        return f"it takes {REPORTS_OWN} with its {WHOLE:,} images, which {label} is not"
     return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
 
 
@@ -123,7 +123,7 @@ def main():
         data, mode, seed = (os.environ.get(f"CXR_{n}", "") for n in ("DATA", "MODE", "SEED"))
         count = WHOLE if data in NO_PATHS else min(WHOLE, len([*Path(data).rglob("*.jp*g")]))
         reasons = [
-            why_unpublishable(Path(data).name, count, "", mode or "full"),
+            why_unpublishable(Path(data).name or REPORTS_OWN, count, "", mode or "full"),
             fields and "a form field is filled", seed.lstrip("0") and f"the seed is {seed}, not 0",
             *(f"{n} is random" for n in PATHS[2:] if os.environ.get(n, "").strip() == "random"),
         ]  # fmt: skip

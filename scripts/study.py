@@ -40,7 +40,8 @@ BEYOND = {
     "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
                ("frozen.trainable = False", "frozen.trainable = True")],
     "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],
-    "scratch": [("FROM_SCRATCH = False", "FROM_SCRATCH = True")],  # trained beside the recipe
+    "scratch": [("FROM_SCRATCH = False", "FROM_SCRATCH = True"),  # beside the published recipe
+                ("USE_PUBLISHED_WEIGHTS = False", "USE_PUBLISHED_WEIGHTS = True")],
 }  # fmt: skip
 ABLATIONS = {
     "zoom": [(FLIP, "layers.RandomZoom(0.1, seed=config.seed),"), IMPORTED],

@@ -55,13 +55,13 @@ def build_model(rate):
 
 
 def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
-          follow=False, plain=False, **options):  # fmt: skip
+          follow=False, plain=False, times=1, **options):  # fmt: skip
     """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
 
     `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
     epoch before its state is kept; `follow` adds the accuracy on test, as the study does; `plain`
-    leaves `TrainingCheckpoint` out, as any Keras code, and saves nothing. Returns (history,
-    predictions, weights).
+    leaves `TrainingCheckpoint` out, as any Keras code, and saves nothing; what comes after the
+    model is run some `times`, as cells are. Returns (history, predictions, weights).
     """
 
     def kill(epoch):
@@ -86,14 +86,15 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
         callbacks.insert(1, eval(study.FOLLOW, {"keras": keras, **names}))  # noqa: S307
     if plain:
         callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
-    first = 0 if plain else checkpoint.restore(model)
-    if first <= epochs:  # as notebooks 04 and 05 do
-        done = model.fit(data, validation_data=validation_data, epochs=epochs, initial_epoch=first,
-                         callbacks=callbacks, shuffle=False, verbose=0)  # fmt: skip
     rows = pd.concat([validation, test])
-    predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
-    if not plain:
-        utils.save_run(checkpoint, model, predictions)
+    for _ in range(times):
+        first = 0 if plain else checkpoint.restore(model)
+        if first <= epochs or times > 1:  # notebooks 04 and 05 ask first, the others do not
+            done = model.fit(data, validation_data=validation_data, epochs=epochs, verbose=0,
+                             initial_epoch=first, callbacks=callbacks, shuffle=False)  # fmt: skip
+        predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
+        if not plain:
+            utils.save_run(checkpoint, model, predictions)
     history = pd.DataFrame(done.history) if plain else checkpoint.history
     return history, predictions, model.get_weights()
 

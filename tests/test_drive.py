@@ -26,10 +26,9 @@ class Colab:
     def __init__(self, patch, content, data):
         self.data = data
         patch.syspath_prepend(str(Path(__file__).parent / "colab"))
-        import google.colab
+        from google.colab import drive
 
-        self.api, self.error = google.colab.drive, google.colab._message.MessageError
-        self.api.calls.clear()
+        self.api = drive
         for name in [name for name in sys.modules if name.startswith("google.colab")]:
             patch.setitem(sys.modules, name, sys.modules.pop(name))  # gone afterwards
         patch.delenv("CXR_OUT")
@@ -46,7 +45,7 @@ class Colab:
 
     def setup_unmounted(self):
         """Where the person does not allow it."""
-        refuse = mock.Mock(side_effect=self.error("mount failed: timeout"))
+        refuse = mock.Mock(side_effect=ValueError("mount failed: timeout"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.api, "mount", refuse)
             return self.setup()
@@ -156,7 +155,7 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
 def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, capsys):
     config = colab.setup_unmounted()
     said = capsys.readouterr().out
-    assert "Drive was not mounted (MessageError: mount failed: timeout" in said
+    assert "Drive was not mounted (ValueError: mount failed: timeout" in said
     assert config.drive is None and f"results  {config.output_dir}\n" in said
     assert not colab.my_drive.exists()
     colab.finish_run()

@@ -52,6 +52,13 @@ def test_a_finished_run_is_loaded_or_refused_and_nothing_is_written_again(whole,
     assert before == {p: p.stat().st_mtime_ns for p in config.output_dir.rglob("*")}
 
 
+def test_cells_run_twice_give_what_they_gave_or_refuse_to_learn_on(whole, config, killed):
+    killed(1)
+    assert_same(whole, small.train(config, times=2))
+    with pytest.raises(utils.UserError, match="has learnt already: run the cell that builds it"):
+        small.train(config, retrain=True, times=2)
+
+
 def test_it_is_the_training_that_keras_does_without_us(config, whole):
     for patience, ours in (1, whole), (2, small.train(config, patience=2)):
         plain = small.train(config, plain=True, patience=patience)

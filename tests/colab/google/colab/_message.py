@@ -1,2 +1,0 @@
-class MessageError(Exception):
-    """What the browser answered with an error; a refused permission is one."""
