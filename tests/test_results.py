@@ -4,6 +4,7 @@ pixels, and all hangs together."""
 import functools
 import re
 
+import bench
 import keras
 import numpy as np
 import pandas as pd
@@ -206,21 +207,15 @@ def test_weights_are_those_of_the_published_runs_with_seed_0():
     assert all(path.stat().st_size < 30_000_000 for path in WEIGHTS.iterdir())
 
 
-def transfer():
-    """CNN_1's convolutions and the second CNN, as notebook 05 assembles them."""
-    cnn_1 = utils.build_cnn_1(3, 0.2, 0)
-    pooling = [x for x in cnn_1.layers if isinstance(x, keras.layers.MaxPooling2D)][-1]
-    frozen = keras.Model(cnn_1.inputs[0], pooling.output)
-    second = utils.cnn_1_layers(3, 0.2, 0)
-    return keras.Sequential([keras.Input((224, 224, 3)), frozen, *second])
-
-
 @pytest.mark.parametrize("name", run_notebooks.WITH_WEIGHTS[:3])
 def test_published_weights_give_the_published_predictions(sample_images, name):
     run = utils.find_published_run(name, need_weights=True)
     assert run.info["images"]["test_fingerprint"] == sample_images.test_fingerprint
     classes = len((metrics := run.info["metrics"]["test"])["recall"])
-    model = transfer() if "transfer" in name else utils.build_cnn_1(classes, 0.2, 0)
+    model = utils.build_cnn_1(classes, 0.2, 0)
+    if "transfer" in name:
+        frozen, second = bench.frozen_and_layers(name)
+        model = keras.Sequential([keras.Input((224, 224, 3)), frozen, *second])
     run.load_weights(model)
     test = sample_images.metadata.query("source_split == 'test'").assign(split="test")
     ours = utils.predict(model, sample_images, test, classes).sort_values("file")
