@@ -143,11 +143,11 @@ def plot_reliability(parts, temperature):
 
 
 def plot_operating_points(models):
-    """ROC and precision-recall curves of named tables of two classes, with a dot at 50%; returns
+    """ROC and precision-recall curves of named tables of two classes, with a ring at 50%; returns
     the Figure."""
     figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
     styles = itertools.cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))
-    for (title, table), style in zip(models.items(), styles, strict=False):
+    for size, ((title, table), style) in enumerate(zip(models.items(), styles, strict=False), 3):
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_ill = ill >= 0.5
         found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
@@ -155,10 +155,11 @@ def plot_operating_points(models):
         (line,) = roc.plot(
             fpr, tpr, linestyle=style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}"
         )
-        roc.plot(alarms, found, "o", color=line.get_color())
+        ring = {"marker": "o", "fillstyle": "none", "ms": 2 * size, "color": line.get_color()}
+        roc.plot(alarms, found, **ring)
         precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
         pr.plot(recall, precision, linestyle=style, color=line.get_color())
-        pr.plot(found, metrics.precision_score(is_ill, called_ill), "o", color=line.get_color())
+        pr.plot(found, metrics.precision_score(is_ill, called_ill), **ring)
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
     figure.legend(loc="outside lower center", ncols=2)

@@ -408,7 +408,7 @@ def facts(table):
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
     seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]
     texts |= {f"06.range_{c}": " to ".join(form(c, seeds[c].agg(end)) for end in ("min", "max"))
-              for c in ("accuracy", "two_accuracy", "two_auc", "called_ill_normal")}  # fmt: skip
+              for c in columns}  # fmt: skip
     trust = main["info"][TRUST]
     for key, title in {"06": "Xception (06)", "02": "CNN_1 (02)"}.items():
         reached = pd.DataFrame(trust["stress"][title]).T["accuracy"]
@@ -416,6 +416,7 @@ def facts(table):
         texts[f"{key}.stress_worst"] = reached.idxmin()
         texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
     ends = {"two_accuracy": [trust["two"][f"accuracy{end}"] for end in ("", "_low", "_high")]}
+    texts["06.two_precision"] = form("", trust["two"]["precision"]["pneumonia"])
     for name, row in trust["called_ill"].items():
         ends[re.sub(r"\W+", "_", f"called_ill {name}")] = [*row.values()][1:]  # share, low, high
     for name, (share, low, high) in ends.items():
