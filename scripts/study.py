@@ -40,8 +40,7 @@ BEYOND = {
     "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
                ("frozen.trainable = False", "frozen.trainable = True")],
     "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],
-    "scratch": [("FROM_SCRATCH = False", "FROM_SCRATCH = True"),  # beside the published recipe
-                ("USE_PUBLISHED_WEIGHTS = False", "USE_PUBLISHED_WEIGHTS = True")],
+    "scratch": [(f"{x} = False", f"{x} = True") for x in ("FROM_SCRATCH", "USE_PUBLISHED_WEIGHTS")],
 }  # fmt: skip
 ABLATIONS = {
     "zoom": [(FLIP, "layers.RandomZoom(0.1, seed=config.seed),"), IMPORTED],
