@@ -29,13 +29,13 @@ class Config:
 
     data: str  # a folder, "kaggle", "sample", or "": look for a folder, else Kaggle
     mode: str  # "full" as the report trains, or "quick": the sample, a few epochs, same layers
-    quick: bool  # whether mode is "quick"
     seed: int  # of the split, the initial weights, the order and the flips
     output_dir: Path  # of runs; full and quick runs and other seeds never share one
     cache_dir: Path  # of cached images and frozen features
     drive: DriveSync | None  # copies to Drive what is worth keeping (Colab)
     device: str  # what trains here, in words: "2 x Tesla T4" or "CPU, 2 cores"
     started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
+    quick = property(lambda self: self.mode == "quick")
 
 
 def setup(data="", mode="", seed="", out=""):
@@ -64,7 +64,6 @@ def setup(data="", mode="", seed="", out=""):
     config = Config(
         data=setting(data, "DATA", "sample" if quick else ""),
         mode=mode,
-        quick=quick,
         seed=int(seed),
         output_dir=out / ("quick" if quick else "") / f"seed-{int(seed)}",
         cache_dir=out / "cache",

@@ -63,6 +63,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         print(f"{name}: {words}, {len(run.history)} epochs. Its weights are loaded.")
         warn_other_images(run, self.images)
         run.load_weights(self.kept or model)
+        model.optimizer.iterations.assign(1)  # so that RETRAIN does not go on from these weights
         self.rows, self.is_new = run.history.to_dict("records"), False
         shown = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
         print(self.history[shown].round(4).to_string(index=False))

@@ -55,13 +55,13 @@ def build_model(rate):
 
 
 def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
-          follow=False, plain=False, times=1, **options):  # fmt: skip
+          follow=False, plain=False, times=1, tick=False, **options):  # fmt: skip
     """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
 
     `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
     epoch before its state is kept; `follow` adds the accuracy on test, as the study does; `plain`
-    leaves `TrainingCheckpoint` out, as any Keras code, and saves nothing; what comes after the
-    model is run some `times`, as cells are. Returns (history, predictions, weights).
+    leaves `TrainingCheckpoint` out and saves nothing; what comes after the model is run some
+    `times`, RETRAIN ticked after the first if `tick`. Returns (history, predictions, weights).
     """
 
     def kill(epoch):
@@ -95,6 +95,7 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
         predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
         if not plain:
             utils.save_run(checkpoint, model, predictions)
+            checkpoint.retrain |= tick
     history = pd.DataFrame(done.history) if plain else checkpoint.history
     return history, predictions, model.get_weights()
 

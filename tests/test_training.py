@@ -55,8 +55,9 @@ def test_a_finished_run_is_loaded_or_refused_and_nothing_is_written_again(whole,
 def test_cells_run_twice_give_what_they_gave_or_refuse_to_learn_on(whole, config, killed):
     killed(1)
     assert_same(whole, small.train(config, times=2))
-    with pytest.raises(utils.UserError, match="has learnt already: run the cell that builds it"):
-        small.train(config, retrain=True, times=2)
+    for ticked in ({"retrain": True}, {"tick": True}):  # before and after a run was loaded
+        with pytest.raises(utils.UserError, match="learnt already: run the cell that builds it"):
+            small.train(config, times=2, **ticked)
 
 
 def test_it_is_the_training_that_keras_does_without_us(config, whole):
@@ -64,15 +65,13 @@ def test_it_is_the_training_that_keras_does_without_us(config, whole):
         plain = small.train(config, plain=True, patience=patience)
         assert_same(plain, ours)
         losses = plain[0]["val_loss"].tolist()
-        longer = [*losses, *[0.0] * 5]
         expected = {"best": np.argmin(losses) + 1, "last": len(losses)}
-        assert reference.stopping_epochs(longer, patience) == expected
+        assert reference.stopping_epochs([*losses, *[0.0] * 5], patience) == expected
 
 
 def test_weights_are_of_the_best_epoch_and_following_the_test_changes_nothing(config, killed):
     history, predictions, weights = small.train(config, "02_long", patience=6, epochs=4)
-    best = int(history["val_loss"].idxmin()) + 1
-    assert best < len(history)
+    assert (best := int(history["val_loss"].idxmin()) + 1) < len(history)
     killed(1, patience=6, epochs=best, follow=True)
     followed, *rest = small.train(config, patience=6, epochs=best, follow=True)
     assert_same((history.head(best), predictions, weights), (followed, *rest))
