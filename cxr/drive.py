@@ -58,7 +58,7 @@ class DriveSync:
                     self._copy_folder(waiting, remote)
                 del self.pending[waiting]
         if self.failing and not self.pending:
-            print("Drive takes files again.")
+            print("Google Drive works again.")
             self.failing = False
         return marker not in self.pending
 
@@ -111,6 +111,6 @@ class DriveSync:
         except (OSError, *kinds) as error:
             reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
             if not self.failing:
-                print(f"Drive does not take or give files ({reason}): going on in {self.local}, "
+                print(f"Google Drive cannot be used ({reason}): going on in {self.local}, "
                       "which is lost with this session, and trying again later.")  # fmt: skip
             self.failing = True

@@ -44,7 +44,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings or images, or a model is to learn anew that has learnt."""
+        finished run has other settings or images, or a trained model would be trained on."""
         self.settings, name = self._describe(model), self.name
         self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
         if self.use_published:
@@ -53,7 +53,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 raise UserError(f"No weights of {name} are published: untick USE_PUBLISHED_WEIGHTS")
         elif self.retrain or not (run := find_own_run(self.config, name)):
             if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
-                raise UserError(f"{name} has learnt already: run the cell that builds it again.")
+                raise UserError(f"{name} is already trained: run the cell that builds it again.")
             return epoch
         elif changed := _differences(run.info["settings"], self.settings):
             words = f"{display_path(run.folder)} was trained with other settings ({changed})"
@@ -95,7 +95,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         print(f"Going on after epoch {len(self.rows)} of a training that was interrupted.")
         if not state["stopped"]:
             return len(self.rows)
-        model.set_weights(self.counters["best_weights"])  # nobody may call fit, which would
+        model.set_weights(self.counters["best_weights"])  # fit, which would, may not be called
         return FINISHED
 
     def on_train_begin(self, logs=None):

@@ -355,9 +355,8 @@ def draw(rows, description):
 
 
 GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
-    **{f"{name[:2]}.": (name,) for name in (*REPORTED, S06)},
-    "02.unshuffled_": (f"{S02}-unshuffled", S02),
-    "04.rescaled_": (f"{S04}-rescaled", S04), "04.plain_": (S04, f"{S04}-rescaled"),
+    **{f"{name[:2]}.": (name,) for name in (*REPORTED, S06)}, "05.03_": (S05, S03),
+    "02.unshuffled_": (f"{S02}-unshuffled", S02), "04.rescaled_": (f"{S04}-rescaled", S04),
 }  # fmt: skip
 
 
@@ -377,7 +376,6 @@ def facts(table):
         "models": markdown(models(table).drop(columns=["runs", "interval"])),
         "04.rescaled_run": form("", main["accuracy"][f"{S04}-rescaled"]),
         "02.auc_percent": f"{main['auc'][S02]:.0%}",
-        "02.best_val_loss_up": f"{np.ceil(100 * main['best_val_loss'][S02]) / 100:g}",
         "02.03.drop": f"{100 * (main['accuracy'][S02] - main['accuracy'][S03]):.1f}",
         "02.03.agreement": "nan" if wrong[[S02, S03]].isna().any() else
         f"{1 - len(wrong[S02] ^ wrong[S03]) / main['normals'][S02]:.1%}",
@@ -392,7 +390,8 @@ def facts(table):
             (runs.RESULTS / "times.json").read_text(encoding="utf-8")).items()},
         **{f"{key}.{n}": f"{data['baselines'][f'{n} classes'][name]:.1%}" for key, name in (
             ("knn", "11 nearest neighbours"), ("majority", "majority class")) for n in (2, 3)},
-        **{f"{row.claim}.verdict": row.verdict for row in found.itertuples()},
+        **{f"{row.claim}.{key}": text for row in found.itertuples() for key, text in
+           (("verdict", row.verdict), *enumerate(row.published.split("; "), 1))},
     }  # fmt: skip
     for name in REPORTED:
         texts |= {f"{name[:2]}.{column}": form(column, main[column][name]) for column in columns}
@@ -402,8 +401,9 @@ def facts(table):
         texts[f"resize.{name[:2]}"] = gain("accuracy", moved) if len(moved) >= MIN_SEEDS else None
     crossed = pd.read_csv(runs.RESULTS / "cross_test.csv").groupby(["run", "trained_on"])
     for (name, trained_on), rows in crossed:
-        by = 100 * rows.groupby("tested_on")["accuracy"].mean()
-        texts[f"cross.{name[:2]}.{trained_on}_gain"] = f"{by['nearest224'] - by['smoothed']:.1f}"
+        by = rows.pivot_table("accuracy", "seed", "tested_on")
+        moved, key = by["nearest224"] - by["smoothed"], f"cross.{name[:2]}.{trained_on}_gain"
+        texts[key] = gain("accuracy", moved) if len(moved) > 1 else f"{100 * moved[0]:.1f} points"
     texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
     seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]
@@ -423,15 +423,16 @@ def facts(table):
         texts |= {f"06.{name}": f"{share:.1%}", f"06.{name}_ci": f"95% CI {low:.1%} to {high:.1%}"}
     for key, names in GROUPS.items():
         try:
-            rows, enough = pick(table, *names)[names[0]], True
+            (rows, *others), enough = pick(table, *names).values(), True
         except Open:
-            rows, enough = table[:1], False
+            (rows, *others), enough = [table[:1]] * len(names), False
         inner, accuracy = key + "mean_" * key.endswith("."), rows["accuracy"]
         means = {inner + column: form(column, rows[column].mean()) for column in columns}
         means |= {key + how: form("", accuracy.agg(how)) for how in ("mean", "max")}
         means |= {f"{key}seeds": f"{len(rows)}", f"{key}sd": f"{100 * accuracy.std():.1f} points"}
+        means |= {f"{key}gain_{c}": gain(c, rows[c] - o[c]) for o in others for c in columns}
         texts |= means if enough else dict.fromkeys(means)
-    return {key: None if re.match("nan", str(text)) else text for key, text in texts.items()}
+    return {key: None if re.match("[+]?nan", str(text)) else text for key, text in texts.items()}
 
 
 def listed(table):
@@ -443,9 +444,8 @@ def listed(table):
 def files(table):
     """(dict from path to content, keys in prose that are not published yet), with runs.csv as it is
     on disk; KeyError where there is no such key."""
-    results = runs.RESULTS
     csv = claims(table).to_csv(index=False, lineterminator="\n")
-    written = {results / "runs.csv": listed(table), results / "claims.csv": csv}
+    written = {runs.RESULTS / "runs.csv": listed(table), runs.RESULTS / "claims.csv": csv}
     texts, missing = facts(table), []
 
     def fill(text):
@@ -453,7 +453,7 @@ def files(table):
         return MARKER.sub(lambda m: f"{m[1]}{texts[m[2]] or m[3]}{m[4]}", text)
 
     pages = ("README.md", "data/README.md", "results/model_card.md")
-    for path in (results / "claims.md", *(found for page in pages for found in PROJECT.glob(page))):
+    for path in (runs.RESULTS / "claims.md", *(p for page in pages for p in PROJECT.glob(page))):
         written[path] = fill(path.read_text(encoding="utf-8"))
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))

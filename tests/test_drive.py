@@ -135,11 +135,11 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     taken = {path.name for path in contents(colab.my_drive)}
     assert taken == {"metadata.csv", "history.csv", "predictions.csv"}
     said = capsys.readouterr().out
-    assert said.count("Drive does not take or give files (No space left on device)") == 1
+    assert said.count("Google Drive cannot be used (No space left on device)") == 1
     assert "which is lost with this session, and trying again later" in said
     config = colab.setup()
     said = capsys.readouterr().out
-    assert "not take or give" in said and f"results  {config.output_dir}\n" in said
+    assert "cannot be used" in said and f"results  {config.output_dir}\n" in said
     refuse(lambda _, target: "pixels.npy" in target.name)
     colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
@@ -147,7 +147,7 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     refuse(lambda *_: False)
     colab.finish_run(name="04_other")
     colab.assert_same_everywhere()
-    assert capsys.readouterr().out.count("Drive takes files again") == 1
+    assert capsys.readouterr().out.count("Google Drive works again") == 1
     colab.setup()
     assert "(Drive; a copy" in capsys.readouterr().out
 
@@ -191,8 +191,8 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     colab.hidden.rename(colab.my_drive)
     colab.finish_run(3.0, "05_other")
     said = capsys.readouterr().out
-    assert said.count("Drive does not take or give files (it is not mounted any more)") == 1
-    assert said.count("Drive takes files again") == 1
+    assert said.count("Google Drive cannot be used (it is not mounted any more)") == 1
+    assert said.count("Google Drive works again") == 1
     colab.assert_same_everywhere()
 
 
@@ -203,7 +203,7 @@ def test_a_drive_that_takes_nothing_is_read_and_not_blamed_for_a_full_disk(colab
     config = colab.new_machine()
     assert colab.loss() == 1
     colab.finish_run(2.0, "03_other")
-    assert f"not take or give files ({os.strerror(errno.EIO)})" in capsys.readouterr().out
+    assert f"cannot be used ({os.strerror(errno.EIO)})" in capsys.readouterr().out
     assert utils.ModelRun(config.output_dir / "03_other").has_weights
     assert not list(colab.my_drive.rglob("*.part*"))
     colab.assert_on_drive()

@@ -1,6 +1,5 @@
 """The committed notebooks: their form, and that their numbers are those of results/."""
 
-import json
 import os
 import re
 import tomllib
@@ -15,7 +14,6 @@ from cxr import reference
 
 PROJECT = utils.PROJECT
 NOTEBOOKS = [(path, nbformat.read(path, 4)) for path in sorted(PROJECT.glob("notebooks/*.ipynb"))]
-PAGES = [PROJECT / "README.md", PROJECT / "data" / "README.md"]
 SEED_0 = PROJECT / "results" / "chest_xray_nearest224" / "seed-0"
 REPORT = os.environ.get("CXR_TEST_REPORT")
 
@@ -75,7 +73,8 @@ def test_set_up_cells_and_badges_name_this_version_repository_and_notebook():
 
 
 def test_links_lead_somewhere_and_every_number_is_filled_in():
-    for path in [path for path, _ in NOTEBOOKS] + PAGES:
+    pages = [PROJECT / "README.md", PROJECT / "data" / "README.md"]
+    for path in pages + [path for path, _ in NOTEBOOKS]:
         text = path.read_text(encoding="utf-8")
         links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
         assert not [link for link in links if not (path.parent / link).exists()], path
@@ -102,13 +101,14 @@ def test_tables_and_printed_measures_are_those_of_results():
             expected = claims.loc[claim, ["report", "published", "verdict"]].tolist()
             assert [cells[0], *cells[2:]] == expected, claim
     for path, notebook in NOTEBOOKS[1:]:
-        run = json.loads((SEED_0 / path.stem / "run.json").read_text(encoding="utf-8"))
-        epochs = len(pd.read_csv(SEED_0 / path.stem / "history.csv"))
-        accuracy, low, high = (f"{run['metrics']['test'][f'accuracy{end}']:.1%}"
+        run, said = utils.ModelRun(SEED_0 / path.stem), [o.get("text") for o in outputs(notebook)]
+        shown = run.history[["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]].round(4)
+        assert shown.to_string(index=False) in "".join(filter(None, said)), path.name
+        accuracy, low, high = (f"{run.info['metrics']['test'][f'accuracy{end}']:.1%}"
                                for end in ("", "_low", "_high"))  # fmt: skip
         cells = re.findall(rf"<td>(.*?)</td>\s*<td>{low} to {high}</td>", html(notebook))
         assert set(cells) == {accuracy}, path.name
-        assert f"<td>{epochs} epochs" in html(notebook) or path.stem == "06_beyond", path.name
+        assert f"<td>{len(shown)} epochs" in html(notebook) or path.stem == "06_beyond", path.name
 
 
 @pytest.mark.skipif(not REPORT, reason="CXR_TEST_REPORT does not name the report's text")

@@ -56,7 +56,7 @@ def test_cells_run_twice_give_what_they_gave_or_refuse_to_learn_on(whole, config
     killed(1)
     assert_same(whole, small.train(config, times=2))
     for ticked in ({"retrain": True}, {"tick": True}):  # before and after a run was loaded
-        with pytest.raises(utils.UserError, match="learnt already: run the cell that builds it"):
+        with pytest.raises(utils.UserError, match="already trained: run the cell that builds it"):
             small.train(config, times=2, **ticked)
 
 
