@@ -13,6 +13,7 @@ class RandomResizedCrop(keras.layers.Layer):
     def __init__(self, size=160, area=(0.08, 1.0), **options):
         super().__init__(**options)
         self.size, self.area, self.seeds = size, area, keras.random.SeedGenerator()
+        self.supports_jit = False  # XLA, which Keras uses on a GPU, has no crop_and_resize
 
     def get_config(self):
         return super().get_config() | {"size": self.size, "area": self.area}
