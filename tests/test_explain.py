@@ -34,7 +34,6 @@ def test_an_explanation_is_of_what_sets_a_class_apart_place_by_place(model):
         wanted = tf.image.resize(np.maximum((maps * apart).sum(-1), 0)[..., None], (224, 224))
         heat = utils.hires_cam(model, picture, number)
         np.testing.assert_allclose(heat, wanted[..., 0] / np.max(wanted), atol=1e-3)
-        assert np.ptp(heat) == 1
     assert np.isnan(beyond.heat_outside(model, np.zeros((224, 224), np.uint8)))  # nothing speaks
 
 
