@@ -52,8 +52,9 @@ class DriveSync:
                 elif differs:  # whole beside the old one, then in its place
                     new = remote.parent.with_name(f".{remote.parent.name}.part")
                     self._copy_folder(waiting, new / remote.name)
-                    shutil.rmtree(remote.parent)
+                    old = remote.parent.rename(new.with_suffix(f".{time.time_ns()}"))
                     new.rename(remote.parent)
+                    shutil.rmtree(old)
                 elif not remote.exists():
                     self._copy_folder(waiting, remote)
                 del self.pending[waiting]
@@ -76,9 +77,8 @@ class DriveSync:
         with self._tolerant():
             if path.exists() or not remote.exists():
                 return
-            copy = self._copy_folder if path.suffix == ".json" else self._copy
             try:
-                copy(remote, path)
+                (self._copy_folder if path.suffix == ".json" else self._copy)(remote, path)
             except (FileNotFoundError, UserError) as error:
                 if error.__cause__:  # not Drive's fault: this machine's disk is full
                     raise

@@ -29,10 +29,8 @@ def find_python():
     places = [sys.executable, shutil.which("python3.13")]
     places += sorted(Path("~/.pyenv/versions").expanduser().glob("3.13*/bin/python"))
     code = "import sys; sys.exit(sys.version_info[:2] != (3, 13))"
-    for place in filter(None, places):
-        if subprocess.run([place, "-c", code], capture_output=True).returncode == 0:
-            return place
-    return None
+    runs = ((p, subprocess.run([p, "-c", code], capture_output=True)) for p in filter(None, places))
+    return next((place for place, run in runs if run.returncode == 0), None)
 
 
 PYTHON = find_python()

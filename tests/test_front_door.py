@@ -1,8 +1,7 @@
 """The notebooks' set-up cell finds the project from wherever a notebook is opened, or says how.
 
-The cell itself runs, in a Python of its own, with /content and /kaggle moved to a temporary
-folder and a stand-in for the project that imports nothing. No test reaches a network: git's
-proxy is closed, or the public address is rewritten to a local repository.
+The cell itself runs, in a Python of its own, with /content and /kaggle in a temporary folder and a
+stand-in for the project. No test reaches a network: git's proxy is closed, or git goes elsewhere.
 """
 
 import json

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from scipy import stats
 
 import utils
 from cxr import reference
@@ -109,6 +110,13 @@ def test_tables_and_printed_measures_are_those_of_results():
         cells = re.findall(rf"<td>(.*?)</td>\s*<td>{low} to {high}</td>", html(notebook))
         assert set(cells) == {accuracy}, path.name
         assert f"<td>{len(shown)} epochs" in html(notebook) or path.stem == "06_beyond", path.name
+    tables = [utils.ModelRun(SEED_0 / path.stem).predictions for path, _ in NOTEBOOKS[2:5]]
+    tables = [table[table["split"] == "test"].set_index("file") for table in tables]
+    *others, transfer = (utils.predicted_classes(table) == table["true"] for table in tables)
+    for other in others:  # McNemar's test is a binomial test of the images on which they differ
+        one, two = (transfer & ~other).sum(), (other & ~transfer).sum()
+        p = stats.binomtest(one, one + two).pvalue
+        assert re.search(rf"<td>{one}</td>\s*<td>{two}</td>\s*<td>{p:.2g}<", html(NOTEBOOKS[4][1]))
 
 
 @pytest.mark.skipif(not REPORT, reason="CXR_TEST_REPORT does not name the report's text")

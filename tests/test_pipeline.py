@@ -13,8 +13,6 @@ import small
 import cxr
 import utils
 
-layers = keras.layers
-
 
 def kaggles_metadata():
     """What a split goes by, with Kaggle's counts and two images per patient, without any file."""
@@ -95,7 +93,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_has_each_image_once(image
 def frozen_part(seed=0, scale=None):
     """A small frozen network with a flip inside, as notebook 05's."""
     keras.utils.set_random_seed(seed)
-    inputs = keras.Input((224, 224, 3))
+    layers, inputs = keras.layers, keras.Input((224, 224, 3))
     flipped = layers.RandomFlip("horizontal", seed=1)(inputs)
     scaled = layers.Rescaling(scale)(flipped) if scale else flipped
     convolved = layers.Conv2D(4, 5, strides=9, activation="relu")(scaled)

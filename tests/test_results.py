@@ -1,5 +1,4 @@
-"""What is published in results/ can be recomputed from its predictions, they from the weights and
-pixels, and all hangs together."""
+"""Published measures can be recomputed from predictions, these from weights and pixels."""
 
 import functools
 import re
@@ -23,17 +22,11 @@ MODELS = [folder for folder in FOLDERS if (folder / "predictions.csv").exists()]
 REPORTS = [folder for folder in MODELS if folder.name[:2] != "06"]  # on notebook 01's split
 
 
-def name(folder):
-    return folder.relative_to(RESULTS).as_posix()
-
-
+name = functools.cache(lambda folder: folder.relative_to(RESULTS).as_posix())
 info = functools.cache(lambda folder: utils.ModelRun(folder).info)
 history = functools.cache(lambda folder: utils.ModelRun(folder).history)
 predictions = functools.cache(lambda folder: utils.ModelRun(folder).predictions)
-
-
-def of_split(folder, split):
-    return predictions(folder).query("split == @split")
+of_split = functools.cache(lambda folder, split: predictions(folder).query("split == @split"))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +104,10 @@ def test_the_predictions_are_of_the_right_images_and_the_same_test_images_everyw
             assert row.true == (ill if "pneumonia" in table else class3), row.file
             assert row.patient == f"{series}-{number}", row.file
     assert len({frozenset(of_split(folder, "test")["file"]) for folder in MODELS}) == 1
+    published = predictions(RESULTS / MAIN_IMAGES / "seed-0" / "06_beyond")
+    card = (RESULTS / "model_card.md").read_text(encoding="utf-8")
+    for split, patients in published.groupby("split")["patient"]:
+        assert f"{len(patients)} ({patients.nunique()} patients) for {split}" in card
 
 
 def test_a_run_is_what_its_folder_says_and_a_label_one_fingerprint(table):
