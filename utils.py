@@ -20,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from cxr import runs
 from cxr.cache import IMAGE_SIZE, ImageCache, downsample, load_images, read_image, to_rgb
-from cxr.config import Config, setup, strategy
+from cxr.config import setup, strategy
 from cxr.explain import hires_cam
 from cxr.figures import (
     CLASS_COLOURS, plot_confusion, plot_history, plot_inception, plot_prediction, show_images,
@@ -265,6 +265,7 @@ def save_run(checkpoint, model, predictions, full_model=None, **info):
         metrics={split: evaluate(table) for split, table in predictions.groupby("split")},
         replace=checkpoint.retrain, **info,
     )  # fmt: skip
+    checkpoint.is_new = False  # a cell that is run again saves nothing again
 
 
 # --- Notebooks 04 and 06: pretrained networks (report, section III b) ---------------------

@@ -120,8 +120,6 @@ def strategy(devices=None):
     if devices or kinds.count("GPU") > 1:
         return tf.distribute.MirroredStrategy(devices)
     if "TPU" in kinds or "TPU_WORKER_HOSTNAMES" in os.environ:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu="local")
         return tf.distribute.TPUStrategy(resolver)
     return tf.distribute.get_strategy()

@@ -47,13 +47,14 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         finished run has other settings or images, or a trained model would be trained on."""
         self.settings, name = self._describe(model), self.name
         self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
-        if self.use_published:
-            words = "the published run, not trained here"
+        if self.use_published and not self.retrain:
+            words = "the published run, not trained here: it may know these validation images"
             if not (run := find_published_run(name, need_weights=True)):
                 raise UserError(f"No weights of {name} are published: untick USE_PUBLISHED_WEIGHTS")
         elif self.retrain or not (run := find_own_run(self.config, name)):
             if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
-                raise UserError(f"{name} is already trained: run the cell that builds it again.")
+                raise UserError(f"The model of {name} is trained already, at least for part of an "
+                                "epoch: run the cell that builds it again.")  # fmt: skip
             return epoch
         elif changed := _differences(run.info["settings"], self.settings):
             words = f"{display_path(run.folder)} was trained with other settings ({changed})"
@@ -86,7 +87,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         except Exception as error:  # a damaged zip raises nearly anything
             print(f"{display_path(self.path)} cannot be used ({error}): training starts anew.")
             return 0
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
         variables = [*model.variables, *model.optimizer.variables]
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
@@ -121,7 +123,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             self.config.drive.upload_state(self.path)
 
     def _describe(self, model):
-        """All the result depends on, as JSON: two trainings with the same are the same."""
+        """What a result depends on, initial weights aside, as JSON."""
         stopping, optimizer = self.early_stopping, model.optimizer
         settings = {
             "seed": self.config.seed, "mode": self.config.mode,
@@ -129,7 +131,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             "layers": [(type(layer).__name__, layer.count_params(),
                         None if isinstance(layer, keras.Model) else layer.get_config())
                        for layer in model.layers],
-            "loss": getattr(model.loss, "name", model.loss),
+            "loss": getattr(model.loss, "get_config", lambda: model.loss)(),
             "optimizer": [type(optimizer).__name__, optimizer.get_config()],
             "early_stopping": {"monitor": stopping.monitor, "patience": stopping.patience,
                                "min_delta": float(stopping.min_delta)},
@@ -141,8 +143,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
 
 def _differences(old, new):
-    """The names of the settings that differ, for a message. What is None may as well be missing:
-    Keras' next version may leave it out, or bring it in."""
+    """The settings that differ, in words. None and data_format come and go with Keras' versions."""
     old, new = (json.loads(json.dumps(settings), object_hook=lambda d: {
-        k: v for k, v in d.items() if v is not None}) for settings in (old, new))  # fmt: skip
+        k: v for k, v in d.items() if v is not None and k != "data_format"
+    }) for settings in (old, new))  # fmt: skip
     return ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))

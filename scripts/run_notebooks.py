@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 PROJECT = Path(__file__).resolve().parents[1]
-WHOLE, REPORTS_OWN = 5856, "chest_xray_nearest224"  # images; label of the report's preparation
+WHOLE, MAIN_IMAGES = 5856, "chest_xray_nearest224"  # images; label of the report's preparation
 WITH_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer", "06_beyond")
 PATHS = ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS", "CXR_XCEPTION_WEIGHTS")
 NO_PATHS = ("", "kaggle", "sample", "imagenet", "random")  # what else these may hold
@@ -51,7 +51,7 @@ def edited(path, fields=None, edits=(), until=None):
     for name, value in (fields or {}).items():
         field = re.compile(rf'^({name} = "?).*?("?\s*#@param)', re.M)
         for cell in cells:
-            cell.source = field.sub(rf"\g<1>{value}\g<2>", cell.source)
+            cell.source = field.sub(lambda m, value=value: f"{m[1]}{value}{m[2]}", cell.source)
     for old, new in edits:
         if (count := sum(cell.source.count(old) for cell in cells)) != 1:
             raise ValueError(f"{old!r} occurs {count} times in {path.name}, not once")
@@ -81,8 +81,8 @@ def why_unpublishable(label, count, preparation, mode="full", info=""):
     """Why a run on such images is not for results/ and the committed notebooks, or ""."""
     if mode != "full" or "random weights" in info:
         return f"it takes full mode, not {mode}" if mode != "full" else "its weights are random"
-    if label != REPORTS_OWN or count != WHOLE:
-        return f"it takes {REPORTS_OWN} with its {WHOLE:,} images, which {label} is not"
+    if label != MAIN_IMAGES or count != WHOLE:
+        return f"it takes {MAIN_IMAGES} with its {WHOLE:,} images, which {label} is not"
     return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
 
 
@@ -95,7 +95,7 @@ def publish_run(folder):
         sys.exit(f"{folder} is not published: {reason}.")
     target = PROJECT / "results" / label / f"seed-{info['seed']}" / info["run"]
     copies = {folder / file: target / file for file in info["files"] if file.endswith(".csv")}
-    if info["seed"] == 0 and info["run"] in WITH_WEIGHTS and label == REPORTS_OWN:
+    if info["seed"] == 0 and info["run"] in WITH_WEIGHTS and label == MAIN_IMAGES:
         copies[folder / "model.weights.h5"] = PROJECT / "weights" / f"{info['run']}.weights.h5"
     for old, new in [*copies.items(), (folder / "run.json", target / "run.json")]:
         if not new.exists() or not filecmp.cmp(old, new, shallow=False):
@@ -109,13 +109,13 @@ def main():
     paths = {path.stem: path for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", action="store_true", help="write over notebooks/, results/")
-    parser.add_argument("--field", action="append", default=[], help="a form field: NAME=VALUE")
+    parser.add_argument("--field", action="append", default=[], help="NAME=VALUE, or NAME: ticked")
     parser.add_argument("names", nargs="*", help="notebooks, for instance 01_data; by default all")
     options, out = parser.parse_args(), resolve_environment()
     if unknown := [name for name in options.names if name not in paths]:
         parser.error(f"no notebook {', '.join(unknown)}: there are {', '.join(paths)}")
     chosen = [path for name, path in paths.items() if name in (options.names or paths)]
-    fields, executed = dict(field.split("=", 1) for field in options.field), {}
+    fields, executed = dict([*f.split("=", 1), True][:2] for f in options.field), {}
     text = "".join(path.read_text("utf-8") for path in chosen)
     if unknown := [name for name in fields if not re.search(f'"{name} = .*#@param', text)]:
         parser.error(f"no form field {', '.join(unknown)} in these notebooks")
@@ -123,7 +123,7 @@ def main():
         data, mode, seed = (os.environ.get(f"CXR_{n}", "") for n in ("DATA", "MODE", "SEED"))
         count = WHOLE if data in NO_PATHS else min(WHOLE, len([*Path(data).rglob("*.jp*g")]))
         reasons = [
-            why_unpublishable(Path(data).name or REPORTS_OWN, count, "", mode or "full"),
+            why_unpublishable(Path(data).name or MAIN_IMAGES, count, "", mode or "full"),
             fields and "a form field is filled", seed.lstrip("0") and f"the seed is {seed}, not 0",
             *(f"{n} is random" for n in PATHS[2:] if os.environ.get(n, "").strip() == "random"),
         ]  # fmt: skip

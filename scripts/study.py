@@ -145,7 +145,7 @@ class Study:
         """Publishes what is new in OUT, and writes the claims anew."""
         runs = self.out.glob("seed-*/*/run.json") if self.publish else ()
         if any([runner.publish_run(path.parent) for path in runs]):
-            subprocess.run([sys.executable, runner.PROJECT / "scripts" / "claims.py"])
+            self.failed += subprocess.call([sys.executable, runner.PROJECT / "scripts/claims.py"])
 
 
 def main():

@@ -95,6 +95,7 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
         predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
         if not plain:
             utils.save_run(checkpoint, model, predictions)
+            utils.save_run(checkpoint, model, predictions)  # a cell that is run again saves nothing
             checkpoint.retrain |= tick
     history = pd.DataFrame(done.history) if plain else checkpoint.history
     return history, predictions, model.get_weights()

@@ -56,7 +56,7 @@ def test_cells_run_twice_give_what_they_gave_or_refuse_to_learn_on(whole, config
     killed(1)
     assert_same(whole, small.train(config, times=2))
     for ticked in ({"retrain": True}, {"tick": True}):  # before and after a run was loaded
-        with pytest.raises(utils.UserError, match="already trained: run the cell that builds it"):
+        with pytest.raises(utils.UserError, match="already, .*run the cell that builds it"):
             small.train(config, times=2, **ticked)
 
 
@@ -87,7 +87,7 @@ def test_an_unfinished_training_with_other_settings_starts_anew(whole, config, k
     killed(1, rate=5e-2)
     assert_same(whole, small.train(config))
     assert said.format("optimizer") in capsys.readouterr().out
-    assert not training._differences({"a": [{"b": None}]}, {"a": [{}]})  # Keras may leave it out
+    assert not training._differences({"a": [{"b": None, "data_format": "x"}]}, {"a": [{}]})
 
 
 def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, killed, capsys):
@@ -187,17 +187,17 @@ def train_on_two_devices(data, out):
     config, layers, results = utils.setup(data=data, out=out, mode="full"), keras.layers, []
     images = utils.load_images(config)
     for strategy in (utils.strategy(), utils.strategy(["CPU:0", "CPU:1"])):
-        with strategy.scope():
-            keras.utils.set_random_seed(0)
-            model = keras.Sequential([keras.Input((224, 224, 3)), layers.AveragePooling2D(32),
-                                      layers.Flatten(), layers.Dense(2, "softmax")])  # fmt: skip
-            model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
-        shuffle = utils.EpochShuffle(0)
-        data = utils.make_dataset(images, images.metadata, 2, 8, shuffle)
-        stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
-        name = f"on-{strategy.num_replicas_in_sync}"
-        checkpoint = utils.TrainingCheckpoint(config, name, images, stop, shuffle)
-        for epochs in (1, 2):
+        for epochs in (1, 2):  # each in a session of its own
+            with strategy.scope():
+                keras.utils.set_random_seed(0)
+                inputs, pooling = keras.Input((224, 224, 3)), layers.GlobalAveragePooling2D()
+                model = keras.Sequential([inputs, pooling, layers.Dense(2, "softmax")])
+                model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+            shuffle = utils.EpochShuffle(0)
+            data = utils.make_dataset(images, images.metadata, 2, 8, shuffle)
+            stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
+            name = f"on-{strategy.num_replicas_in_sync}"
+            checkpoint = utils.TrainingCheckpoint(config, name, images, stop, shuffle)
             model.fit(data, validation_data=data, initial_epoch=checkpoint.restore(model),
                       epochs=epochs, callbacks=[stop, checkpoint], verbose=0)  # fmt: skip
         results.append((checkpoint.history.drop(columns="seconds"), *model.get_weights()))
