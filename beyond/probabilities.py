@@ -114,7 +114,8 @@ def summary(predictions):
         "ece_scaled": calibration_error(is_ill, 1 - probabilities[:, 0]),
         "validation_ece": calibration_error(*binary(validation)),
         "validation_two_auc": metrics.roc_auc_score(*binary(validation)),
-        "threshold": rows[1, 0], "threshold_accuracy": rows[1, 3], "oracle_accuracy": rows[2, 3],
+        "threshold": rows[1, 0], "threshold_accuracy": rows[1, 3],
+        "oracle_threshold": rows[2, 0], "oracle_accuracy": rows[2, 3],
         "corrected_accuracy": np.mean(np.array(names)[corrected.argmax(1)] == test["true"]),
         **{f"share_{name}": share for name, share in zip(names, shares, strict=True)},
         **{f"called_ill_{name}": (ill > 0.5)[test["true"] == name].mean() for name in names},
@@ -143,24 +144,28 @@ def plot_reliability(parts, temperature):
 
 
 def plot_operating_points(models):
-    """ROC and precision-recall curves of named tables of two classes, with a ring at 50%; returns
-    the Figure."""
+    """ROC and precision-recall curves of named tables of two classes, with a mark at 50%, the last
+    one in colour; returns the Figure."""
     figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    styles = itertools.cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))
-    for size, ((title, table), style) in enumerate(zip(models.items(), styles, strict=False), 3):
+    styles = itertools.cycle(zip(("-", "--", ":", "-."), "os^D", strict=True))
+    for (title, table), (line, marker) in zip(models.items(), styles, strict=False):
+        style = {"color": "#777777", "linestyle": line}
+        if title == list(models)[-1]:
+            style = {"color": "#CC79A7", "linewidth": 2}
+        at_50 = {"color": style["color"], "marker": marker, "markeredgecolor": "black"}
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_ill = ill >= 0.5
         found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
         fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
-        (line,) = roc.plot(
-            fpr, tpr, linestyle=style, label=f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}"
-        )
-        ring = {"marker": "o", "fillstyle": "none", "ms": 2 * size, "color": line.get_color()}
-        roc.plot(alarms, found, **ring)
+        roc.plot(fpr, tpr, **style)
+        roc.plot(alarms, found, **at_50)
         precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
-        pr.plot(recall, precision, linestyle=style, color=line.get_color())
-        pr.plot(found, metrics.precision_score(is_ill, called_ill), **ring)
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
+        pr.plot(recall, precision, **style)
+        pr.plot(found, metrics.precision_score(is_ill, called_ill), **at_50)
+        label = f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}"
+        roc.plot([], [], **at_50 | style, label=label)
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, upper left corner")
+    roc.set(xlim=(-0.02, 0.7), ylim=(0.6, 1.01))
     pr.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

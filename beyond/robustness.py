@@ -15,12 +15,13 @@ from cxr.files import UserError
 
 
 def image_numbers(pixels):
-    """Four numbers of each cached image, uint8 (images, 224, 224) or with a last axis of 3, none
+    """Five numbers of each cached image, uint8 (images, 224, 224) or with a last axis of 3, none
     about lungs: a DataFrame of floats, a row each."""
     grey = to_rgb(pixels)[..., 0].astype("float32")
-    laplacian = ndimage.convolve(grey, [[[0, -1, 0], [-1, 4, -1], [0, -1, 0]]])
+    steps = np.abs(ndimage.convolve(grey, [[[0, -1, 0], [-1, 4, -1], [0, -1, 0]]]))
     return pd.DataFrame({
-        "roughness": np.median(np.abs(laplacian), axis=(1, 2)),
+        "roughness": np.median(steps, axis=(1, 2)),
+        "roughness of the lowest eighth": np.median(steps[:, -28:], axis=(1, 2)),
         "brightness of left and right border": grey[:, :, [0, 1, -2, -1]].mean((1, 2)),
         "brightness": grey.mean((1, 2)),
         "upper minus lower half": grey[:, :112].mean((1, 2)) - grey[:, 112:].mean((1, 2)),

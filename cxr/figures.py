@@ -1,5 +1,4 @@
-"""The figures that notebooks share, and Annex 1: functions return the Figure unless they say else.
-Colours of classes are kept for classes."""
+"""The figures that notebooks share: functions return the Figure unless they say else."""
 
 import re
 from itertools import pairwise
@@ -14,7 +13,7 @@ from cxr.cache import to_rgb
 from cxr.explain import hires_cam
 from cxr.source import CLASS_NAMES
 
-CLASS_COLOURS = {  # apart for the colour-blind, and in grey by lightness
+CLASS_COLOURS = {  # kept for classes; apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
 }  # fmt: skip
 pd.set_option("display.max_colwidth", None)  # the claims are sentences
@@ -80,8 +79,7 @@ def plot_confusion(predictions, title, report=None):
 
 def plot_prediction(model, pixels, num_classes, title, predictor=None):
     """One image (uint8 (224, 224) or (224, 224, 3)), where it speaks for the prediction of an
-    assembled model of notebooks 04 to 06 (`hires_cam`), and the probabilities, which `predictor`
-    is asked for if there is one."""
+    assembled model of notebooks 04 to 06 (`hires_cam`), and the probabilities, by `predictor`."""
     floats, names = to_rgb(pixels).astype("float32") / 255, CLASS_NAMES[num_classes]
     probabilities = (predictor or model)(floats[None], training=False)[0].numpy()
     predicted = int(probabilities.argmax())

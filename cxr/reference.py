@@ -20,10 +20,9 @@ _MAIN = {**DEFAULTS, "stratified": True, "ablation": ""}
 
 
 def published_runs(notebook, images=MAIN_IMAGES, **settings):
-    """Rows of results/runs.csv, sorted by seed: the published runs of a notebook
-    ("02_cnn1_2class"), with the columns that results/README.md lists. `images` is the label of
-    their images; `settings` can name dropout, patience, stratified and ablation, and are else those
-    of the main runs. None stands for all."""
+    """Rows of results/runs.csv (columns: results/README.md), sorted by seed: the published runs of
+    a notebook ("02_cnn1_2class"). `images` is the label of their images; `settings` (dropout,
+    patience, stratified, ablation) are those of the main runs unless given. None stands for all."""
     table = pd.read_csv(RESULTS / "runs.csv").fillna({"ablation": ""})
     for column, value in {"notebook": notebook, "images": images, **_MAIN, **settings}.items():
         table = table if value is None else table[table[column] == value]

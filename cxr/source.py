@@ -2,6 +2,7 @@
 and what the names of its folders and files say: class, series, patient."""
 
 import re
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def find_images(data, download=True):
     looked = (mounted, KAGGLE_INPUT / "datasets" / KAGGLE_NAME, LOCAL_SET)
     for folder in {"": looked, "kaggle": ()}.get(data, (Path(data).expanduser(),)):
         if root := find_root(folder):
-            return root, "folder"
+            fetched = not data and "google.colab" in sys.modules and KAGGLE_INPUT in folder.parents
+            return root, "kaggle" if fetched else "folder"  # Colab mounts kagglehub's downloads
         reason = "holds no train, val or test" if folder.is_dir() else "no such folder"
         tried.append(f"{folder}: {reason}")
     if data in ("", "kaggle"):
@@ -95,8 +97,8 @@ def parse_name(kind, name):
     if not (match := re.fullmatch(_NAMES.get(kind, ""), name, re.I)):
         return None
     series = match["series"].upper() if kind == "NORMAL" else match["series"].lower()
-    causes = {"bacteria": "bacterial", "virus": "viral"}
-    return causes.get(series, "normal"), series, int(match["n"])
+    cause = {"bacteria": "bacterial", "virus": "viral"}.get(series, "normal")
+    return cause, series, int(match["n"])
 
 
 def read_metadata(root):

@@ -45,6 +45,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
         finished run has other settings or images, or a trained model would be trained on."""
+        if not self.early_stopping.restore_best_weights:
+            raise UserError("EarlyStopping needs restore_best_weights=True here.")
         self.settings, name = self._describe(model), self.name
         self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
         if self.use_published and not self.retrain:
@@ -129,8 +131,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             "seed": self.config.seed, "mode": self.config.mode,
             "images": self.images.fingerprint, "train": self.shuffle.fingerprint,
             "layers": [(type(layer).__name__, layer.count_params(),
-                        None if isinstance(layer, keras.Model) else layer.get_config())
-                       for layer in model.layers],
+                        len(layer.trainable_weights) if isinstance(layer, keras.Model)
+                        else layer.get_config()) for layer in model.layers],
             "loss": getattr(model.loss, "get_config", lambda: model.loss)(),
             "optimizer": [type(optimizer).__name__, optimizer.get_config()],
             "early_stopping": {"monitor": stopping.monitor, "patience": stopping.patience,
@@ -138,7 +140,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             **self.extra,
         }  # fmt: skip
         skip = ("name", "build_config", "registered_name", "module")  # differ between equal objects
-        content = json.dumps(settings, default=str)
+        content = json.dumps(settings, default=lambda x: getattr(x, "__name__", str(x)))
         return json.loads(content, object_hook=lambda d: {k: d[k] for k in d if k not in skip})
 
 

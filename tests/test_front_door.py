@@ -205,13 +205,6 @@ def test_kaggle_with_the_project_as_an_input(world):
         machine.finds(make_project(machine.root / "kaggle/input" / place))
 
 
-def test_a_foreign_repository_at_the_address(world):
-    machine = world()
-    machine.git = make_repository(make_foreign(machine.far / "foreign"))
-    shutil.copy(machine.far / "foreign/utils.py", machine.here)
-    machine.explains(f"\n  {ADDRESS}: not there")
-
-
 def test_versions_that_differ(world):
     for cloned in (True, False):
         machine = world()

@@ -90,6 +90,18 @@ def test_an_unfinished_training_with_other_settings_starts_anew(whole, config, k
     assert not training._differences({"a": [{"b": None, "data_format": "x"}]}, {"a": [{}]})
 
 
+def test_what_learns_is_a_setting(config, images):
+    stop, shuffle = keras.callbacks.EarlyStopping(), utils.EpochShuffle(0)
+    checkpoint = utils.TrainingCheckpoint(config, NAME, images, stop, shuffle)
+    inputs, inner = keras.Input((224, 224, 3)), small.build_model(0.1)
+    model = keras.Sequential([inputs, inner])
+    model.compile("adam", lambda true, predicted: predicted)
+    with pytest.raises(utils.UserError, match="restore_best_weights=True"):
+        checkpoint.restore(model)
+    before, inner.trainable = checkpoint._describe(model), False
+    assert training._differences(before, checkpoint._describe(model)) == "layers"
+
+
 def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, killed, capsys):
     """And a retraining that was killed goes on, with RETRAIN still ticked; a first training that
     was killed does not."""
