@@ -62,8 +62,7 @@ def plot_confusion(predictions, title, report=None):
     names = list(CLASS_NAMES[2 if "pneumonia" in predictions else 3])
     predicted = predictions[names].idxmax(axis=1)
     matrices = {title: metrics.confusion_matrix(predictions["true"], predicted, labels=names)}
-    if report is not None:
-        matrices["The report"] = np.asarray(report)
+    matrices |= {} if report is None else {"The report": np.asarray(report)}
     figure, axes = plt.subplots(1, len(matrices), figsize=(3.6 * len(matrices), 3.3),
                                 squeeze=False, layout="constrained")  # fmt: skip
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
@@ -129,7 +128,8 @@ def plot_inception(model):
             spots = [(column, b.index(layer)) for column, b in enumerate(branches) if layer in b]
             place[layer] = np.mean(spots, axis=0)[0], np.max(spots, axis=0)[1]
         for source, layer in {pair for branch in branches for pair in pairwise(branch)}:
-            axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow)
+            bent = {"connectionstyle": "angle,angleA=-90,angleB=0"} if layer is end else {}
+            axis.annotate("", place[layer], place[source], zorder=0, arrowprops=arrow | bent)
         for layer, position in place.items():
             text = "input" if layer is start else _label(layer) or "concat"
             colour = "#CFE8F7" if isinstance(layer, keras.layers.Conv2D) else "#EEEEEE"
