@@ -45,7 +45,7 @@ results: $(READY)  ## write tables, figure and numbers in prose anew from result
 publish: $(READY)  # run, then write outputs over the notebooks, results/ and weights/: MODE=full DATA=folder
 	$(SETTINGS) $(BIN)/python scripts/run_notebooks.py --publish $(NAMES)
 
-study: $(READY)  # every seed and ablation into results/: DATA=folder SEEDS="0 1 2" STEPS="main past"
+study: $(READY)  # every seed and ablation into results/: DATA=folder SEEDS="0 1 2" STEPS="main unstopped"
 	$(SETTINGS) $(BIN)/python scripts/study.py --seeds $(SEEDS) $(if $(STEPS),--steps $(STEPS))
 
 bench: $(READY)  # timings as ratios, into results/bench.json: DATA=folder ORIGINALS=folder

@@ -32,7 +32,7 @@ from cxr.reference import (
     sensitivity_table,
 )  # fmt: skip
 from cxr.runs import ModelRun, find_published_run, load_run, run_name
-from cxr.runs import save_run as save_facts
+from cxr.runs import save_run as save_measurements
 from cxr.source import CLASS_NAMES, SOURCE_SPLITS, parse_name
 from cxr.training import TrainingCheckpoint
 

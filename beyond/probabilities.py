@@ -57,9 +57,9 @@ def threshold_table(predictions):
     thresholds = 0.5, best_threshold(validation), best_threshold(test)
     is_ill, rows = test["true"] == "pneumonia", {}
     for name, threshold in zip(names, thresholds, strict=True):
-        called_ill = test["pneumonia"] >= threshold
-        found, healthy = called_ill[is_ill].mean(), 1 - called_ill[~is_ill].mean()
-        rows[name] = threshold, found, healthy, (called_ill == is_ill).mean()
+        called_pneumonia = test["pneumonia"] >= threshold
+        found, healthy = called_pneumonia[is_ill].mean(), 1 - called_pneumonia[~is_ill].mean()
+        rows[name] = threshold, found, healthy, (called_pneumonia == is_ill).mean()
     columns = ["threshold", "sensitivity", "specificity", "accuracy"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).round(3)
 
@@ -118,7 +118,7 @@ def summary(predictions):
         "oracle_threshold": rows[2, 0], "oracle_accuracy": rows[2, 3],
         "corrected_accuracy": np.mean(np.array(names)[corrected.argmax(1)] == test["true"]),
         **{f"share_{name}": share for name, share in zip(names, shares, strict=True)},
-        **{f"called_ill_{name}": (ill > 0.5)[test["true"] == name].mean() for name in names},
+        **{f"called_pneumonia_{name}": (ill > 0.5)[test["true"] == name].mean() for name in names},
     }  # fmt: skip
     for prefix, values in called.items():
         result[f"{prefix}two_accuracy"] = np.mean((values > 0.5) == is_ill)
@@ -154,14 +154,14 @@ def plot_operating_points(models):
             style = {"color": "#CC79A7", "linewidth": 2}
         at_50 = {"color": style["color"], "marker": marker, "markeredgecolor": "black"}
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
-        called_ill = ill >= 0.5
-        found, alarms = called_ill[is_ill].mean(), called_ill[~is_ill].mean()
+        called_pneumonia = ill >= 0.5
+        found, alarms = called_pneumonia[is_ill].mean(), called_pneumonia[~is_ill].mean()
         fpr, tpr, _ = metrics.roc_curve(is_ill, ill)
         roc.plot(fpr, tpr, **style)
         roc.plot(alarms, found, **at_50)
         precision, recall, _ = metrics.precision_recall_curve(is_ill, ill)
         pr.plot(recall, precision, **style)
-        pr.plot(found, metrics.precision_score(is_ill, called_ill), **at_50)
+        pr.plot(found, metrics.precision_score(is_ill, called_pneumonia), **at_50)
         label = f"{title}, ROC AUC {metrics.auc(fpr, tpr):.3f}"
         roc.plot([], [], **at_50 | style, label=label)
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, upper left corner")

@@ -27,7 +27,7 @@ from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epo
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 S06, TRUST = "06_beyond", "06_beyond-trust"
 LONG = runs.run_name(S05, dropout=0.2, patience=10)
-ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "past", "rescaled")
+ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "unstopped", "rescaled")
 BEYOND = ("crops", "weak", "frozen", "random", "image", "scratch")  # of notebook 06
 COUNTS = "epoch|_as_|normals|found|missed|confused|positives|excess|above|crossing|minutes"
 MIN_SEEDS, MAX_WIDTH = 3, 0.10  # the rules are in results/claims.md
@@ -74,7 +74,7 @@ def _measures(run):
         "crossing": next(iter(history["epoch"][loss > history["loss"]]), 0),
         "followed_sd": followed.std(), "followed_max": followed.max(),
     }  # fmt: skip
-    if row["ablation"] == "past":
+    if row["ablation"] == "unstopped":
         after = history[stopping_epochs(loss, 3)["last"] - 1 :]
         row |= {f"{name}_slope": 10 * stats.linregress(after["epoch"], after[name]).slope
                 for name in ("loss", "val_loss")}  # fmt: skip
@@ -222,7 +222,7 @@ def strength(_, plain, other):
     return f", times {1 - low:g} to {1 + high:g}{'' if low else ' (one-sided)'}"
 
 
-FACTS = {  # from run.json to (words, whether the claim holds), or nothing: there is no telling
+CHECKS = {  # from run.json to (words, whether the claim holds), or nothing: there is no telling
     "counted": counted, "prevalence": prevalence, "ordered": ordered, "parameters": parameters,
     "average_size": lambda info: info["sizes"]["width"] and average_size(info),
     "resized": lambda info: (n := min(100, len(info["sizes"]["width"]))) and (  # 01 looks at 100
@@ -249,9 +249,9 @@ REMARKS = {  # on a difference: from the differences and the runs' rows to words
 def judge(sample, part):
     """(words, verdict) of a part of a claim, as claims.json has it."""
     rows, column = [sample[name] for name in part["runs"]], part.get("column", "accuracy")
-    if "fact" in part:
-        fact = FACTS[part["fact"]](rows[0]["info"].iloc[0])
-        words, holds = fact or ("no originals at hand", None)
+    if "check" in part:
+        checked = CHECKS[part["check"]](rows[0]["info"].iloc[0])
+        words, holds = checked or ("no originals at hand", None)
         return words, CANNOT if holds is None else REPRODUCED if holds else NOT_REPRODUCED
     values = rows[0][column] - (rows[1][column] if len(rows) > 1 else 0)
     if "number" in part:
@@ -277,10 +277,10 @@ def claims(table):
     rows = []
     for claim, (section, report) in reference.CLAIMS.items():
         found, images, words, parts = {}, "", "", PARTS[claim]
-        seeded = {name for part in parts.values() if "fact" not in part for name in part["runs"]}
+        seeded = {name for part in parts.values() if "check" not in part for name in part["runs"]}
         try:
             for title, part in parts.items():
-                names, least = (part["runs"], 1) if "fact" in part else (seeded, MIN_SEEDS)
+                names, least = (part["runs"], 1) if "check" in part else (seeded, MIN_SEEDS)
                 sample = pick(table, *names, least=least)
                 found[title] = judge(sample, part)
             words = "; ".join(text for text, _ in found.values())
@@ -360,7 +360,7 @@ GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
 }  # fmt: skip
 
 
-def facts(table):
+def marker_texts(table):
     """dict from a marker's key to its text, None where it is not published yet."""
     columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience", "seconds"])
     found = claims(table)
@@ -417,8 +417,8 @@ def facts(table):
         texts[f"{key}.heat_outside"] = f"{trust['heat_outside'][title]:.0%}"
     ends = {"two_accuracy": [trust["two"][f"accuracy{end}"] for end in ("", "_low", "_high")]}
     texts["06.two_precision"] = form("", trust["two"]["precision"]["pneumonia"])
-    for name, row in trust["called_ill"].items():
-        ends[re.sub(r"\W+", "_", f"called_ill {name}")] = [*row.values()][1:]  # share, low, high
+    for name, row in trust["called_pneumonia"].items():
+        ends[re.sub(r"\W+", "_", f"called_pneumonia {name}")] = [*row.values()][1:]
     for name, (share, low, high) in ends.items():
         texts |= {f"06.{name}": f"{share:.1%}", f"06.{name}_ci": f"95% CI {low:.1%} to {high:.1%}"}
     for key, names in GROUPS.items():
@@ -446,7 +446,7 @@ def files(table):
     on disk; KeyError where there is no such key."""
     csv = claims(table).to_csv(index=False, lineterminator="\n")
     written = {runs.RESULTS / "runs.csv": listed(table), runs.RESULTS / "claims.csv": csv}
-    texts, missing = facts(table), []
+    texts, missing = marker_texts(table), []
 
     def fill(text):
         missing.extend(key for _, key, _, _ in MARKER.findall(text) if texts[key] is None)
@@ -471,7 +471,7 @@ def main():
     for path, content in written.items():
         with atomic_write(path) as part:
             part.write_text(content, encoding="utf-8")
-    draw(models(table), facts(table)["models"])
+    draw(models(table), marker_texts(table)["models"])
     print(f"{tally(claims(table))}not published yet: {', '.join(missing) or 'nothing'}")
 
 

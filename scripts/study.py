@@ -26,7 +26,7 @@ FOLLOW = """keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs
 TEST_ACCURACY = ("[early_stopping, checkpoint]", f"[early_stopping, {FOLLOW}, checkpoint]")
 UNSTRATIFIED = ("(images.metadata, config)", "(images.metadata, config, stratify=False)")
 RAISED_CAP = ("else 100", "else 300")
-PAST_STOP = [("else 50", "else 25"), ("if not config.quick:", "if False:")]
+UNSTOPPED = [("else 50", "else 25"), ("if not config.quick:", "if False:")]
 TRAINED = 'trained = utils.load_run(config, "03_cnn1_3class'
 FLIP = 'layers.RandomFlip("horizontal", seed=config.seed),'
 CONTRAST = "layers.RandomContrast((0.1, 0.1), value_range=(0, 1), seed=config.seed),"  # both ways
@@ -57,7 +57,7 @@ class Step:
         self.notebook, self.fields = notebook, {"DROPOUT": dropout, "PATIENCE": patience}
         self.edits = [TEST_ACCURACY, *edits] if "cnn1" in notebook else [*edits]
         self.needs = "03_cnn1_3class" if notebook == "05_cnn1_transfer" else ""
-        name = run_name(notebook, dropout=dropout, patience=3 if suffix == "past" else patience)
+        name = run_name(notebook, dropout=dropout, patience={"unstopped": 3}.get(suffix, patience))
         if suffix == "unstratified":
             self.edits.append(UNSTRATIFIED)
             if self.needs:
@@ -83,7 +83,7 @@ def transfer(suffix=""):
 GROUPS = {  # in the order in which the claims need them
     "main": [Step("01_data"), Step("02_cnn1_2class"), Step("03_cnn1_3class"),
              Step("04_inceptionv3"), Step("05_cnn1_transfer")],
-    "past": [Step("04_inceptionv3", "past", PAST_STOP, patience=25)],
+    "unstopped": [Step("04_inceptionv3", "unstopped", UNSTOPPED, patience=25)],
     "sensitivity": transfer(),
     "ablations": [Step("02_cnn1_2class", *ablation) for ablation in ABLATIONS.items()],
     "unstratified": [Step("03_cnn1_3class", "unstratified"), *transfer("unstratified")],

@@ -48,7 +48,7 @@ def test_pages_and_figure_say_what_results_say(files, published):
     differ = [path.name for path, text in files.items() if path.read_text("utf-8") != text]
     assert not differ, "make results"
     with Image.open(runs.RESULTS / "accuracy.png") as drawn:
-        assert drawn.text["Description"] == claims.facts(published)["models"], "make results"
+        assert drawn.text["Description"] == claims.marker_texts(published)["models"], "make results"
 
 
 def test_every_marker_has_its_end_and_the_tables_are_where_they_belong(files):
@@ -74,7 +74,7 @@ def test_numbers_and_tables_are_filled_in_and_nothing_else_changes(
 ):
     monkeypatch.setattr(claims, "PROJECT", tmp_path)
     texts = {"a.b": "76%", "c": "| t |\n", "new": None, "claims": "| x |\n"}
-    monkeypatch.setattr(claims, "facts", lambda _: texts)
+    monkeypatch.setattr(claims, "marker_texts", lambda _: texts)
     prose = "é **<!--a.b-->{}<!---->**, <!--new-->?<!---->. <!-- c -->\n{}<!-- /c -->\n"
     page = tmp_path / "README.md"
     page.write_text(prose.format("75%", "| old |\n"), encoding="utf-8")
@@ -135,7 +135,7 @@ VERDICTS = [  # claim, run, what is put into its columns, verdict
     ("C18", S03, {"viral_excess": with_width(30, 5)}, REPRODUCED),
     ("C20", S04, {"epochs": with_width(12, 19.9)}, WITH),
     ("C21", S04, {"inception": ["ImageNet weights"] * 5}, REPRODUCED),
-    ("C22", f"{S04}-past", {"val_loss_slope": [0.1, 0.11, 0.1]}, WITH),
+    ("C22", f"{S04}-unstopped", {"val_loss_slope": [0.1, 0.11, 0.1]}, WITH),
     ("C25", S05, {"epochs": with_width(40, 58.1)}, COMPATIBLE),
     ("C26", S05, {"accuracy": with_width(0.83, 0.05)}, REPRODUCED),
     ("C27", S05, {"recall_normal": [0.2] * 5, "recall_viral": [0.99] * 5},
@@ -178,7 +178,7 @@ FACTS = [  # claim, what is changed in run.json, verdict, words
 ]  # fmt: skip
 
 
-def test_facts_are_judged(published, judge):
+def test_checks_are_judged(published, judge):
     for claim, change, verdict, words in FACTS:
         row = judge(published.assign(info=[info | change for info in published["info"]]), claim)
         assert row["verdict"] == verdict and words in row["published"], claim
@@ -188,7 +188,7 @@ def test_three_seeds_decide_a_claim_and_move_it_to_the_reports_own_images(old, j
     two, three = (old[old["seed"] < n] for n in (2, 3))
     row = judge(two, "C11")
     assert row["verdict"] == f"open: 2 of 3 seeds of {S02}" and row["published"] == ""
-    assert judge(two, "C07")["verdict"] == REPRODUCED  # a fact needs one run
+    assert judge(two, "C07")["verdict"] == REPRODUCED  # a check needs one run
     row = judge(three, "C11")
     assert row["verdict"] == NOT_REPRODUCED
     assert row["published"].endswith("; 3 seeds, smoothed copy")

@@ -85,7 +85,7 @@ def test_a_training_ends_by_its_patience_or_by_its_cap(table):
         waited = epochs - 1 - history(folder)["val_loss"].idxmin()
         assert row["capped"] == (waited < patience) and waited <= patience, name(folder)
         cap = settings.get("max_epochs")  # only the oldest runs had one that binds
-        fixed = row["ablation"] == "past" or folder not in REPORTS  # their number of epochs
+        fixed = row["ablation"] == "unstopped" or folder not in REPORTS  # their number of epochs
         assert not row["capped"] or cap == epochs or fixed, name(folder)
 
 
@@ -126,7 +126,7 @@ def test_a_run_is_what_its_folder_says_and_a_label_one_fingerprint(table):
             assert settings["seed"] == found["seed"]
             assert settings["images"] == images["fingerprint"]
             rates = [layer[2]["rate"] for layer in settings["layers"] if layer[0] == "Dropout"]
-            patience = 3 if row["ablation"] == "past" else row["patience"]
+            patience = 3 if row["ablation"] == "unstopped" else row["patience"]
             suffixes = [row["ablation"]] * bool(row["ablation"])
             suffixes += ["unstratified"] * (not row["stratified"])
             expected = runs.run_name(row["notebook"], dropout=row["dropout"], patience=patience)
@@ -169,7 +169,7 @@ def test_each_seed_has_a_split_of_its_own_and_none_is_missing():
 def test_a_larger_patience_goes_the_same_way():
     compared = 0
     for folder in MODELS:
-        short = folder.with_name(folder.name.replace("-patience-10", "").replace("-past", ""))
+        short = folder.with_name(folder.name.replace("-patience-10", "").replace("-unstopped", ""))
         if short != folder and (short / "run.json").exists():
             short, long = history(short), history(folder)
             same = short.columns.intersection(long.columns).drop("seconds")
