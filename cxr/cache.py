@@ -66,7 +66,7 @@ class ImageCache:
     preparation: str  # how the images became 224 x 224: networks notice the difference
 
     def read(self, rows):
-        """uint8 pixels of rows (numbers); mapped anew, because what a map has touched is memory."""
+        """uint8 pixels of rows (numbers), mapped anew: what an open map has touched is memory."""
         return np.load(self.folder / "pixels.npy", mmap_mode="r")[rows]
 
 

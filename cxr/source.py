@@ -102,10 +102,10 @@ def parse_name(kind, name):
 
 
 def read_metadata(root):
-    """One row per image, from names alone: a DataFrame of strings, sorted by file (relative to
-    `root`, with slashes), source_split (Kaggle's folder), class2 and class3 (of CLASS_NAMES),
-    series (bacteria, virus, IM or NORMAL2-IM) and patient: series and number, because each series
-    counts anew. UserError lists all folders without images and all names of an unknown form."""
+    """One row per image, from names alone: a DataFrame of strings, sorted by file (below `root`),
+    source_split (Kaggle's folder), class2 and class3 (of CLASS_NAMES), series (bacteria, virus, IM
+    or NORMAL2-IM) and patient: series and number, because each series counts anew. UserError lists
+    all folders without images and all names of an unknown form."""
     rows, problems = [], []
     for split, kind in product(SOURCE_SPLITS, _NAMES):
         names = sorted(path.name for path in Path(root, split, kind).glob("[!.]*"))

@@ -44,7 +44,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings or images, or a trained model would be trained on."""
+        finished run has other settings, a trained model would be trained on, or no weights kept."""
         if not self.early_stopping.restore_best_weights:
             raise UserError("EarlyStopping needs restore_best_weights=True here.")
         self.settings, name = self._describe(model), self.name
@@ -149,4 +149,6 @@ def _differences(old, new):
     old, new = (json.loads(json.dumps(settings), object_hook=lambda d: {
         k: v for k, v in d.items() if v is not None and k != "data_format"
     }) for settings in (old, new))  # fmt: skip
+    for one, other in zip(old.get("layers", ()), new.get("layers", ()), strict=False):
+        one[2:] = other[2:] if one[2] is None else one[2:]  # a nested model, before version 4
     return ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))

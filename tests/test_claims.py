@@ -159,7 +159,7 @@ def test_a_verdict_follows_the_runs_it_rests_on(old, judge):
 NONE = {"sizes": {"class3": [], "width": [], "height": []}}
 ALIKE = {"class3": ["normal", "bacterial", "viral"] * 2, "width": [1690] * 3 + [1720] * 3,
          "height": [1510] * 3 + [1480] * 3}  # fmt: skip
-FACTS = [  # claim, what is changed in run.json, verdict, words
+CHECKED = [  # claim, what is changed in run.json, verdict, words
     ("C01", {"counts": {"train": {"normal": 5216}, "val": {"normal": 15}, "test": {"normal": 625}}},
      NOT_REPRODUCED, "5,856: train 5,216, val 15"),
     ("C02", NONE, claims.CANNOT, "no originals"),
@@ -179,7 +179,7 @@ FACTS = [  # claim, what is changed in run.json, verdict, words
 
 
 def test_checks_are_judged(published, judge):
-    for claim, change, verdict, words in FACTS:
+    for claim, change, verdict, words in CHECKED:
         row = judge(published.assign(info=[info | change for info in published["info"]]), claim)
         assert row["verdict"] == verdict and words in row["published"], claim
 
