@@ -145,14 +145,14 @@ def plot_reliability(parts, temperature):
 
 def plot_operating_points(models):
     """ROC and precision-recall curves of named tables of two classes, with a mark at 50%, the last
-    one in colour; returns the Figure."""
+    one bold; returns the Figure."""
     figure, (roc, pr) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    styles = itertools.cycle(zip(("-", "--", ":", "-."), "os^D", strict=True))
-    for (title, table), (line, marker) in zip(models.items(), styles, strict=False):
-        style = {"color": "#777777", "linestyle": line}
-        if title == list(models)[-1]:
-            style = {"color": "#CC79A7", "linewidth": 2}
-        at_50 = {"color": style["color"], "marker": marker, "markeredgecolor": "black"}
+    colours = ("#0072B2", "#E69F00", "#009E73", "#777777", "#CC79A7")
+    styles = itertools.cycle(zip(colours, ("--", ":", "-.", "--", "-"), "os^Dv", strict=True))
+    for (title, table), (colour, line, marker) in zip(models.items(), styles, strict=False):
+        width = 2 if title == list(models)[-1] else 1.2
+        style = {"color": colour, "linestyle": line, "linewidth": width}
+        at_50 = {"color": colour, "marker": marker, "markeredgecolor": "black"}
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_pneumonia = ill >= 0.5
         found, alarms = called_pneumonia[is_ill].mean(), called_pneumonia[~is_ill].mean()

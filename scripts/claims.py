@@ -308,8 +308,10 @@ def tally(found):
     """The README's table of how many claims have which verdict."""
     kinds = found["verdict"].str.removesuffix(STAND_IN).str.replace("^open.*", "open", regex=True)
     kinds = kinds.mask(kinds.str.contains(": "), "differs between two parts")
-    return markdown(found["claim"].groupby(kinds).agg(["size", ", ".join]).reset_index()
-                    .set_axis(["verdict", "claims", "which"], axis=1))  # fmt: skip
+    checked = [all("check" in part for part in PARTS[claim].values()) for claim in found["claim"]]
+    columns = np.where(checked, "counts, sizes and preparation", "order of files and training")
+    table = found["claim"].groupby([kinds, columns]).agg(", ".join).unstack(fill_value="")
+    return markdown(table.rename_axis("verdict").reset_index())
 
 
 def models(table):
