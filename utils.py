@@ -77,9 +77,9 @@ def assign_splits(metadata, config, by="image", fraction=0.2, stratify=True):
             pool.index, test_size=fraction, stratify=classes, random_state=seed
         )
     split[chosen] = "validation"
-    counts = split.value_counts()
-    print(f"{config.mode}     {counts['train'] + counts['validation']:,} of 5,216 training images "
-          f"({counts['validation']:,} of them for validation), {counts['test']} test images"
+    n, every = split.value_counts(), (metadata["source_split"] == "train").sum()
+    print(f"{config.mode}     {n['train'] + n['validation']:,} of {every:,} training images "
+          f"({n['validation']:,} of them for validation), {n['test']} test images"
           )  # fmt: skip
     return metadata.assign(split=split)
 

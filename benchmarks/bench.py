@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -39,12 +40,7 @@ RUNS = ("02_cnn1_2class", "03_cnn1_3class", "04_inceptionv3", "05_cnn1_transfer"
 
 def fastest(function, repeats=REPEATS):
     """Least wall-clock seconds of several calls: the machine's other work only adds."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(timeit.repeat(function, number=1, repeat=repeats))
 
 
 @contextlib.contextmanager

@@ -180,6 +180,11 @@ class Round:
         return len(state["differ"])
 
 
+def until(notebook):
+    """The heading that a notebook is executed to, or None: all of it."""
+    return "## Part 3" if notebook == "06_beyond" else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -189,9 +194,10 @@ def main():
     runner.resolve_environment()
     if options.one:
         path = runner.PROJECT / "notebooks" / f"{options.one}.ipynb"
-        until = "## Part 3" if options.one == "06_beyond" else None
-        sys.exit(runner.execute(path, {}, EDITS[options.one], until)[1])
-    folder = Path(tempfile.gettempdir()) / f"cxr-kills-{options.seed}"
+        sys.exit(runner.execute(path, {}, EDITS[options.one], until(options.one))[1])
+    command = ["git", "rev-parse", "--short", "HEAD"]  # a round of other code is no reference
+    revision = subprocess.check_output(command, cwd=runner.PROJECT, text=True).strip()
+    folder = Path(tempfile.gettempdir()) / f"cxr-kills-{options.seed}-{revision}"
     this = Round(folder, options.seed)
     this.undisturbed()
     while len(this.state["kills"]) < options.kills:

@@ -148,8 +148,7 @@ def _build_cache(folder, root, source, metadata):
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()
     files.write_json(folder / "info.json", {
-        "source": source,
-        "label": root.name if source == "folder" else source,
+        "source": source, "label": root.name if source == "folder" else source,
         "fingerprint": fingerprint("\n".join(metadata["file"]), pixels),
         "test_fingerprint": fingerprint("\n".join(metadata["file"][test]), pixels[test]),
         "files": {name: checksum(folder / name) for name in ("pixels.npy", "metadata.csv")},

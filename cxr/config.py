@@ -63,13 +63,10 @@ def setup(data="", mode="", seed="", out=""):
     names = [details(device).get("device_name", device.device_type) for device in processors]
     config = Config(
         data=setting(data, "DATA", "sample" if quick else ""),
-        mode=mode,
-        seed=int(seed),
+        mode=mode, seed=int(seed), drive=drive, cache_dir=out / "cache",
         output_dir=out / ("quick" if quick else "") / f"seed-{int(seed)}",
-        cache_dir=out / "cache",
-        drive=drive,
         device=f"{len(names)} x {names[0]}" if names else f"CPU, {os.cpu_count()} cores",
-    )
+    )  # fmt: skip
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=config.output_dir).close()
@@ -90,9 +87,9 @@ def setup(data="", mode="", seed="", out=""):
     print(f"Python {platform.python_version()}, {versions}\ndevice   {config.device}")
     print(f"run      {mode} mode, seed {config.seed}\nresults  {where}")
     if not (quick or processors):
-        faster = "Settings > Accelerator" if in_kaggle else "MODE = quick takes a minute or two"
+        faster = "Settings > Accelerator" if in_kaggle else "MODE = quick takes a few minutes"
         faster = "Runtime > Change runtime type > T4 GPU" if in_colab else faster
-        print("no GPU   training takes minutes to an hour a notebook on 2 CPU cores.", faster)
+        print("no GPU   training takes minutes to hours a notebook on 2 CPU cores.", faster)
     return config
 
 

@@ -7,10 +7,11 @@ import shutil
 import time
 from pathlib import Path
 
-from cxr.files import UserError, atomic_write, checksum, read_json
+from cxr.files import STATE, UserError, atomic_write, checksum, read_json
 
 DRIVE = Path("/content/drive")
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
+_pending = {}  # by place, of this session: the set-up cell, run again, makes another DriveSync
 
 
 def mount():
@@ -31,8 +32,8 @@ class DriveSync:
     `pending` maps markers that Drive has not taken to whether they replace others there."""
 
     def __init__(self, local, remote):
-        self.local, self.remote = local, remote
-        self.pending, self.failing, self.state_copied = {}, False, time.monotonic()
+        self.local, self.remote, self.failing = local, remote, False
+        self.pending, self.state_copied = _pending.setdefault((local, remote), {}), time.monotonic()
 
     def remote_path(self, path):
         """The path on Drive of a local file or folder."""
@@ -40,8 +41,8 @@ class DriveSync:
 
     def upload(self, marker, replace=False):
         """Copies a complete folder to Drive, and what was pending before it. A different one there
-        is overwritten only if `replace`. Returns whether nothing is left to do."""
-        self.pending[marker] = replace
+        is overwritten only if `replace`."""
+        self.pending[marker] = replace or self.pending.get(marker, False)
         for waiting, replaces in list(self.pending.items()):
             remote = self.remote_path(waiting)
             with self._tolerant(UserError):
@@ -57,11 +58,11 @@ class DriveSync:
                     shutil.rmtree(old)
                 elif not remote.exists():
                     self._copy_folder(waiting, remote)
+                    (remote.parent / STATE).unlink(missing_ok=True)  # of what is finished now
                 del self.pending[waiting]
         if self.failing and not self.pending:
             print("Google Drive works again.")
             self.failing = False
-        return marker not in self.pending
 
     def upload_state(self, path):
         """Copies the state of a running training now and then, over the old copy: Drive's bin
@@ -87,7 +88,7 @@ class DriveSync:
 
     def _copy_folder(self, source, target):
         """Copies the files that a marker names, and then the marker."""
-        with contextlib.ExitStack() as stack:  # one that does not fit holds no other back
+        with contextlib.ExitStack() as stack:  # run at its end, each even if another fails
             for name, expected in read_json(source)["files"].items():
                 stack.callback(self._copy, source.parent / name, target.parent / name, expected)
         self._copy(source, target)
@@ -101,7 +102,7 @@ class DriveSync:
         with write(target) as part:
             shutil.copyfile(source, part)
             if expected and checksum(part) != expected:
-                raise UserError(f"{source.name} is not what it was")
+                raise UserError(f"{source} is not what it was")
 
     @contextlib.contextmanager
     def _tolerant(self, *kinds):
@@ -111,6 +112,6 @@ class DriveSync:
         except (OSError, *kinds) as error:
             reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
             if not self.failing:
-                print(f"Google Drive cannot be used ({reason}): going on in {self.local}, "
+                print(f"Not copied to or from Google Drive ({reason}): going on in {self.local}, "
                       "which is lost with this session, and trying again later.")  # fmt: skip
             self.failing = True

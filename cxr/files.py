@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS, WEIGHTS = PROJECT / "results", PROJECT / "weights"
+STATE = "training.npz"  # in the folder of a run that is not finished, see cxr/training.py
 _MORE_SPACE = "Free some, or set OUT (CXR_OUT) to a folder on a larger disk."
 
 

@@ -54,8 +54,8 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
         order, flips = shuffle.draw(count) if shuffle else (np.arange(count), np.zeros(count, bool))
         for start in range(0, count, batch_size):
             chosen = order[start : start + batch_size]
-            flipped = () if is_pixels else (flips[chosen],)
-            yield source.read(numbers[chosen], *flipped), labels[chosen]
+            which = (numbers[chosen],) if is_pixels else (numbers[chosen], flips[chosen])
+            yield source.read(*which), labels[chosen]
 
     def to_floats(values, label):
         if is_pixels and values.shape.rank == 3:  # grey: three equal channels

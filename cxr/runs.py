@@ -11,10 +11,9 @@ import pandas as pd
 import tensorflow as tf
 
 from cxr import files
-from cxr.files import RESULTS, WEIGHTS, UserError, atomic_write, checksum, display_path
+from cxr.files import RESULTS, STATE, WEIGHTS, UserError, atomic_write, checksum, display_path
 
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
-STATE = "training.npz"  # of a run that is not finished, see cxr/training.py
 _IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 
 
@@ -100,9 +99,8 @@ def save_run(config, name, images, model=None, tables=None, replace=True, **info
         })  # fmt: skip
         (folder / "run.json").unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
-    if config.drive and config.drive.upload(folder / "run.json", replace):
-        with contextlib.suppress(OSError):
-            config.drive.remote_path(folder / STATE).unlink()
+    if config.drive:
+        config.drive.upload(folder / "run.json", replace)
 
 
 def find_own_run(config, name):

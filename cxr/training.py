@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from cxr.files import UserError, atomic_write, display_path
-from cxr.runs import STATE, find_own_run, find_published_run, warn_other_images
+from cxr.files import STATE, UserError, atomic_write, display_path
+from cxr.runs import find_own_run, find_published_run, warn_other_images
 
 FINISHED = 10**6  # an epoch beyond any: `fit` has nothing left to do
 _COUNTERS = ("wait", "best", "best_epoch", "stopped_epoch")  # of early stopping
@@ -45,14 +45,14 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
         finished run has other settings, a trained model would be trained on, or no weights kept."""
-        if not self.early_stopping.restore_best_weights:
-            raise UserError("EarlyStopping needs restore_best_weights=True here.")
-        self.settings, name = self._describe(model), self.name
+        self.settings, name, stopping = self._describe(model), self.name, self.early_stopping
+        if not stopping.restore_best_weights or stopping.start_from_epoch:
+            raise UserError("EarlyStopping needs restore_best_weights here, no start_from_epoch.")
         self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
         if self.use_published and not self.retrain:
             words = "the published run, not trained here: it may know these validation images"
             if not (run := find_published_run(name, need_weights=True)):
-                raise UserError(f"No weights of {name} are published: untick USE_PUBLISHED_WEIGHTS")
+                raise UserError(f"{name}: no whole weights in weights/ (git checkout .): train it.")
         elif self.retrain or not (run := find_own_run(self.config, name)):
             if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
                 raise UserError(f"The model of {name} is trained already, at least for part of an "
@@ -81,8 +81,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                     raise ValueError(f"{damaged} is not what was written")
                 state = json.loads(archive["state"].tobytes())
                 arrays = [archive[f"arr_{number}"] for number in range(state["arrays"])]
-            first = self.retrain and not state["retrain"]  # else a retraining that was interrupted
-            if changed := "RETRAIN" if first else _differences(state["settings"], self.settings):
+            old = self.retrain and not state["retrain"]  # of the training that RETRAIN replaces
+            if changed := "RETRAIN" if old else _differences(state["settings"], self.settings):
                 raise ValueError(f"of a training with other settings: {changed}")
         except FileNotFoundError:
             return 0
@@ -136,7 +136,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             "loss": getattr(model.loss, "get_config", lambda: model.loss)(),
             "optimizer": [type(optimizer).__name__, optimizer.get_config()],
             "early_stopping": {"monitor": stopping.monitor, "patience": stopping.patience,
-                               "min_delta": float(stopping.min_delta)},
+                               "min_delta": abs(float(stopping.min_delta))},
             **self.extra,
         }  # fmt: skip
         skip = ("name", "build_config", "registered_name", "module")  # differ between equal objects

@@ -67,7 +67,7 @@ def _measures(run):
         "ablation": suffix if suffix in ABLATIONS + BEYOND else "",
         "inception": info.get("inception", ""),
         "epochs": len(history), "best_epoch": best + 1, "best_val_loss": loss[best],
-        "seconds": info["seconds"], "minutes": info["seconds"] / 60,
+        "seconds": (spent := max(info["seconds"], history["seconds"].sum())), "minutes": spent / 60,
         "capped": len(history) - 1 - best < patience,
         "rises": loss.diff().clip(lower=0).iloc[1:].mean(),
         "val_above_train": (history["val_accuracy"] > history["accuracy"]).sum(),
@@ -239,7 +239,7 @@ CHECKS = {  # from run.json to (words, whether the claim holds), or nothing: the
 }  # fmt: skip
 REMARKS = {  # on a difference: from the differences and the runs' rows to words
     "strength": strength, "capped": lambda _, long, short:
-    " ({:.0f} and {:.0f} epochs; {} of {} capped)".format(
+    " ({:.0f} and {:.0f} epochs, {} of {} capped)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
     "constant": lambda _, shuffled, unshuffled: "" if unshuffled["specificity"].any() else
     ": each unshuffled run calls every test image pneumonia",
@@ -310,8 +310,8 @@ def tally(found):
     kinds = kinds.mask(kinds.str.contains(": "), "differs between two parts")
     checked = [all("check" in part for part in PARTS[claim].values()) for claim in found["claim"]]
     columns = np.where(checked, "counts, sizes and preparation", "order of files and training")
-    table = found["claim"].groupby([kinds, columns]).agg(", ".join).unstack(fill_value="")
-    return markdown(table.rename_axis("verdict").reset_index())
+    table = pd.crosstab(kinds, columns, found["claim"], rownames=["verdict"], aggfunc=", ".join)
+    return markdown(table.fillna("").reset_index())
 
 
 def models(table):
@@ -365,14 +365,12 @@ GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
 def marker_texts(table):
     """dict from a marker's key to its text, None where it is not published yet."""
     columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience", "seconds"])
-    found = claims(table)
     main = table[(table["images"] == MAIN_IMAGES) & (table["seed"] == 0)].set_index("run")
     beyond = {"06.": S06, **{f"06.{name}_": f"{S06}-{name}" for name in BEYOND}}
     main = main.reindex([S01, *REPORTED, *beyond.values(), TRUST, f"{S04}-rescaled"])  # or NaN
-    order = [rows["accuracy"] for rows in pick(table, S05, S04, S03).values()]
-    settings = sensitivity_table(S05, (long := pick(table, LONG)[LONG])["images"].iloc[0])
-    by_patience = settings[settings["seed"].isin(long.index)].groupby("patience")["accuracy"].mean()
-    data, wrong, reached = main["info"][S01], main["wrong_normals"], settings["accuracy"]
+    found, order = claims(table), [r["accuracy"] for r in pick(table, S05, S04, S03).values()]
+    data, wrong = main["info"][S01], main["wrong_normals"]
+    reached = sensitivity_table(S05, pick(table, LONG)[LONG]["images"].iloc[0])["accuracy"]
     texts = {
         "claims": markdown(found), "tally": tally(found),
         "models": markdown(models(table).drop(columns=["runs", "interval"])),
@@ -383,7 +381,6 @@ def marker_texts(table):
         f"{1 - len(wrong[S02] ^ wrong[S03]) / main['normals'][S02]:.1%}",
         "order.holds": f"{sum(a > b > c for a, b, c in zip(*order, strict=True))}",
         "order.seeds": f"{len(order[0])}", "sensitivity.max": f"{reached.max():.1%}",
-        **{f"sensitivity.patience_{n}": f"{by_patience[n]:.1%}" for n in (3, 10)},
         "sensitivity.reached": f"{sum(reached >= REPORTED[S05]['accuracy'])} of {len(reached)}",
         "01.originals": f"{len(data['sizes']['width'])}",
         "01.cause_runs": f"{data['cause_runs']:,}",
@@ -404,8 +401,8 @@ def marker_texts(table):
     crossed = pd.read_csv(runs.RESULTS / "cross_test.csv").groupby(["run", "trained_on"])
     for (name, trained_on), rows in crossed:
         by = rows.pivot_table("accuracy", "seed", "tested_on")
-        moved, key = by["nearest224"] - by["smoothed"], f"cross.{name[:2]}.{trained_on}_gain"
-        texts[key] = gain("accuracy", moved) if len(moved) > 1 else f"{100 * moved[0]:.1f} points"
+        gap, key = by["nearest224"] - by["smoothed"], f"cross.{name[:2]}.{trained_on}_gain"
+        texts[key] = gain("accuracy", gap) if len(gap) > 1 else f"{100 * gap.mean():.1f} points"
     texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
     seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]

@@ -114,8 +114,8 @@ def main():
     options, out = parser.parse_args(), resolve_environment()
     if unknown := [name for name in options.names if name not in paths]:
         parser.error(f"no notebook {', '.join(unknown)}: there are {', '.join(paths)}")
-    chosen = [path for name, path in paths.items() if name in (options.names or paths)]
-    fields, executed = dict([*f.split("=", 1), True][:2] for f in options.field), {}
+    chosen, executed = [p for name, p in paths.items() if name in (options.names or paths)], {}
+    fields = dict(f.split("=", 1) if "=" in f else (f, True) for f in options.field)
     text = "".join(path.read_text("utf-8") for path in chosen)
     if unknown := [name for name in fields if not re.search(f'"{name} = .*#@param', text)]:
         parser.error(f"no form field {', '.join(unknown)} in these notebooks")

@@ -32,7 +32,7 @@ FLIP = 'layers.RandomFlip("horizontal", seed=config.seed),'
 CONTRAST = "layers.RandomContrast((0.1, 0.1), value_range=(0, 1), seed=config.seed),"  # both ways
 IMPORTED = ("imported = utils.build_cnn_1(NUM_CLASSES, DROPOUT, config.seed)", "imported = cnn_1")
 CROP = "beyond.RandomResizedCrop()"
-WEAK = "layers.Resizing(160, 160), layers.RandomFlip('horizontal')]\n    _ = ["
+WEAK = "layers.Resizing(160, 160), layers.RandomFlip('horizontal')]\n    _ = ["  # ends the list
 BEYOND = {
     "crops": [(CROP, CROP.replace("()", "(area=(0.3, 1.0))"))],
     "weak": [("        " + CROP, WEAK + CROP)],
@@ -143,8 +143,9 @@ class Study:
 
     def update_results(self):
         """Publishes what is new in OUT, and writes the claims anew."""
-        runs = self.out.glob("seed-*/*/run.json") if self.publish else ()
-        if any([runner.publish_run(path.parent) for path in runs]):
+        paths = self.out.glob("seed-*/*/run.json") if self.publish else ()
+        new = [p for p in paths if not (self.published / p.relative_to(self.out)).exists()]
+        if any([runner.publish_run(path.parent) for path in new]):  # what others rest on stays
             self.failed += subprocess.call([sys.executable, runner.PROJECT / "scripts/claims.py"])
 
 

@@ -111,10 +111,11 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
 
 
 def test_every_edit_fits_the_committed_notebooks_once_and_changes_what_it_says():
-    steps = [(s.notebook, s.edits) for group in study.GROUPS.values() for s in group]
-    for name, edits in (*steps, *kill_and_resume.EDITS.items()):
+    steps = [(s.notebook, s.edits, s.until) for group in study.GROUPS.values() for s in group]
+    kills = [(*item, kill_and_resume.until(item[0])) for item in kill_and_resume.EDITS.items()]
+    for name, *changes in (*steps, *kills):
         path = PROJECT / "notebooks" / f"{name}.ipynb"
-        run_notebooks.edited(path, {}, edits)  # raises ValueError if not
+        run_notebooks.edited(path, {}, *changes)  # raises ValueError if not
     contrast = study.CONTRAST.replace("config.seed", "0").strip(",")
     layer = eval(contrast, {"layers": keras.layers})  # noqa: S307
     drawn = layer.get_random_transformation(np.zeros((999, 1, 1, 3)))["contrast_factor"]

@@ -52,6 +52,7 @@ class Colab:
 
     def new_machine(self):
         shutil.rmtree(cxr.config.COLAB_OUTPUT)
+        cxr.drive._pending.clear()
         return self.setup()
 
     def finish_run(self, value=1.0, name=NAME, retrain=False):
@@ -135,11 +136,11 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     taken = {path.name for path in contents(colab.my_drive)}
     assert taken == {"metadata.csv", "history.csv", "predictions.csv"}
     said = capsys.readouterr().out
-    assert said.count("Google Drive cannot be used (No space left on device)") == 1
+    assert said.count("Not copied to or from Google Drive (No space left on device)") == 1
     assert "which is lost with this session, and trying again later" in said
     config = colab.setup()
     said = capsys.readouterr().out
-    assert "cannot be used" in said and f"results  {config.output_dir}\n" in said
+    assert "Not copied" in said and f"results  {config.output_dir}\n" in said
     refuse(lambda _, target: "pixels.npy" in target.name)
     colab.finish_run(name="03_other")  # brings what was pending
     colab.assert_on_drive()
@@ -150,6 +151,19 @@ def test_what_does_not_fit_holds_no_other_back_and_run_json_comes_last(colab, re
     assert capsys.readouterr().out.count("Google Drive works again") == 1
     colab.setup()
     assert "(Drive; a copy" in capsys.readouterr().out
+
+
+def test_what_waits_for_drive_waits_through_another_set_up(colab, refuse, capsys):
+    for value in (1.0, 2.0):  # the second is a retraining
+        colab.setup()
+        refuse(lambda _, target: target.is_relative_to(colab.my_drive))
+        colab.finish_run(value, retrain=value > 1)
+        colab.folder.mkdir(parents=True, exist_ok=True)
+        (colab.folder / "training.npz").touch()  # which the training had left there
+        refuse(lambda *_: False)
+        colab.setup()
+        colab.assert_on_drive()
+    assert "keeps it" not in capsys.readouterr().out
 
 
 def test_a_refused_mount_is_said_and_a_later_one_uploads_what_was_made(colab, capsys):
@@ -191,7 +205,7 @@ def test_drive_vanishes_between_two_files_and_comes_back(colab, monkeypatch, cap
     colab.hidden.rename(colab.my_drive)
     colab.finish_run(3.0, "05_other")
     said = capsys.readouterr().out
-    assert said.count("Google Drive cannot be used (it is not mounted any more)") == 1
+    assert said.count("Not copied to or from Google Drive (it is not mounted any more)") == 1
     assert said.count("Google Drive works again") == 1
     colab.assert_same_everywhere()
 
@@ -203,7 +217,7 @@ def test_a_drive_that_takes_nothing_is_read_and_not_blamed_for_a_full_disk(colab
     config = colab.new_machine()
     assert colab.loss() == 1
     colab.finish_run(2.0, "03_other")
-    assert f"cannot be used ({os.strerror(errno.EIO)})" in capsys.readouterr().out
+    assert f"Google Drive ({os.strerror(errno.EIO)})" in capsys.readouterr().out
     assert utils.ModelRun(config.output_dir / "03_other").has_weights
     assert not list(colab.my_drive.rglob("*.part*"))
     colab.assert_on_drive()

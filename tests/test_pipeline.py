@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import types
+from unittest import mock
 
 import keras
 import numpy as np
@@ -171,3 +172,12 @@ def test_pretrained_weights_that_are_not_there_are_named(make_config, monkeypatc
     monkeypatch.setenv("CXR_INCEPTION_WEIGHTS", "/nowhere/inception.h5")
     with pytest.raises(utils.UserError, match="/nowhere/inception.h5: no such file"):
         utils.pretrained_weights(make_config("sample"), keras.applications.InceptionV3)
+
+
+def test_without_imagenets_weights_quick_mode_alone_goes_on(make_config, monkeypatch):
+    monkeypatch.delenv("CXR_XCEPTION_WEIGHTS")
+    application = mock.Mock(side_effect=OSError, __name__="Xception")
+    with pytest.raises(utils.UserError, match=r"downloaded \(OSError\).*CXR_XCEPTION_WEIGHTS"):
+        utils.pretrained_weights(make_config("sample"), application)
+    quick = make_config("sample", mode="quick")
+    assert utils.pretrained_weights(quick, application)[2].startswith("random")

@@ -105,7 +105,7 @@ def test_ones_own_run_comes_first_and_then_the_reports_own_images(run, publish, 
 
 def test_the_published_run_never_replaces_ones_own(whole, run, publish, capsys):
     config, _ = run
-    with pytest.raises(utils.UserError, match="No weights of 02_small are published: untick"):
+    with pytest.raises(utils.UserError, match="02_small: no whole weights in weights"):
         small.train(config, use_published=True)
     publish("nearest", "nearest neighbours", weights=True)
     small.train(config, epochs=1, retrain=True)

@@ -96,7 +96,7 @@ def test_what_learns_is_a_setting(config, images):
     inputs, inner = keras.Input((224, 224, 3)), small.build_model(0.1)
     model = keras.Sequential([inputs, inner])
     model.compile("adam", lambda true, predicted: predicted)
-    with pytest.raises(utils.UserError, match="restore_best_weights=True"):
+    with pytest.raises(utils.UserError, match="restore_best_weights here"):
         checkpoint.restore(model)
     before, inner.trainable = checkpoint._describe(model), False
     assert training._differences(before, checkpoint._describe(model)) == "layers"
