@@ -4,23 +4,21 @@ The cell itself runs, in a Python of its own, with /content and /kaggle in a tem
 stand-in for the project. No test reaches a network: git's proxy is closed, or git goes elsewhere.
 """
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
 NOTEBOOK = min((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-SETUP = "".join(next(cell for cell in CELLS if cell["cell_type"] == "code")["source"])
+SETUP = next(c.source for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code")
 VERSION, ADDRESS = re.search(r'VERSION, REPOSITORY = "(.+)", "(.+)"', SETUP).groups()
 OWNER, NAME = ADDRESS.split("/")[-2:]
-KEPT, MARK = f"{OWNER}-{NAME}", "cxr/__init__.py"  # where a clone is kept
+KEPT, MARK = f"{OWNER}-{NAME}", "cxr/reported.json"  # where a clone is kept
 
 SECRET = "https://me:s3cret@example.invalid/x"  # noqa: S105
 COLAB = """
@@ -28,10 +26,9 @@ import os, sys, types
 def mount(path):
     print("Drive asks")
     os.rename("{root}/unmounted", path)  # which is not there where Drive is refused
-sys.modules["google.colab"] = types.ModuleType("google.colab")
-sys.modules["google.colab"].drive = types.SimpleNamespace(mount=mount)
+sys.modules["google.colab"] = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mount))
 """
-NO_NETWORK = {"http.proxy": "http://127.0.0.1:9"}  # nobody answers at this port
+NO_NETWORK = "http.proxy", "http://127.0.0.1:9"  # a setting of git's; nobody answers at this port
 WAY_OUT = {
     "colab": "drag the project's zip into Files at the left, put the project into Drive",
     "kaggle": "turn on Settings > Internet, Add Input > Upload the project's zip",
@@ -42,15 +39,16 @@ WAY_OUT = {
 def make_project(folder, version=VERSION):  # a stand-in, whose `utils` says where it lies
     (folder / "cxr").mkdir(parents=True)
     (folder / "notebooks").mkdir()
-    (folder / MARK).write_text(f'VERSION = "{version}"\n')
-    (folder / "utils.py").write_text(
-        "def setup(*fields):\n    print('taken', __file__, *map(repr, fields), sep='|')\n"
-    )
+    (folder / MARK).touch()
+    (folder / "cxr/__init__.py").write_text(f'VERSION = "{version}"\n')
+    setup = "def setup(*fields): print('taken', __file__, *map(repr, fields), sep='|')\n"
+    (folder / "utils.py").write_text(setup)
     return folder
 
 
 def make_foreign(folder):  # its `utils` must not be imported
-    folder.mkdir(parents=True)
+    (folder / "cxr").mkdir(parents=True)
+    (folder / "cxr/__init__.py").touch()  # somebody else's package
     (folder / "utils.py").write_text("raise SystemExit('a foreign utils was imported')\n")
     return folder
 
@@ -58,15 +56,15 @@ def make_foreign(folder):  # its `utils` must not be imported
 def make_repository(folder):
     for command in ("init", "add .", "-c user.name=x -c user.email=x@x commit -m x"):
         subprocess.run(["git", *command.split()], cwd=folder, check=True, capture_output=True)
-    return {f"url.{folder.as_uri()}.insteadOf": ADDRESS}  # git's setting: it answers there
+    return f"url.{folder.as_uri()}.insteadOf", ADDRESS  # a setting of git's: it answers there
 
 
 class World:
     """A machine on which the cell is run: `own`, `colab` or `kaggle`. All of it is in `root`; the
-    kernel works in `here` and does not look at `far`. `git` is git's configuration."""
+    kernel works in `here` and does not look at `far`. `git` is a setting of git's."""
 
     def __init__(self, root, kind="own"):
-        self.root, self.kind, self.git = root, kind, dict(NO_NETWORK)
+        self.root, self.kind, self.git = root, kind, NO_NETWORK
         here = {"own": "home/notes", "colab": "content", "kaggle": "kaggle/working"}[kind]
         self.here, self.far, self.tmp = root / here, root / "far" / "away", root / "tmp"
         self.here.mkdir(parents=True)
@@ -75,17 +73,15 @@ class World:
 
     def run(self, **fields):
         """Runs the cell with form fields filled; nothing temporary is left."""
-        source = SETUP.replace('"/content', f'"{self.root}/content')
-        source = source.replace('"/kaggle', f'"{self.root}/kaggle')
+        source = re.sub('"(?=/(content|kaggle))', f'"{self.root}', SETUP)
         for name, value in fields.items():
             source, count = re.subn(rf'^{name} = ""', f"{name} = {value!r}", source, flags=re.M)
             assert count == 1
         if self.kind == "colab":
             source = COLAB.format(root=self.root) + source
         env = {"PATH": self.path, "TMPDIR": str(self.tmp), "HOME": str(self.root / "home")}
-        env |= {"GIT_CONFIG_COUNT": str(len(self.git)), "PYTHONDONTWRITEBYTECODE": "1"}
-        for number, (key, value) in enumerate(self.git.items()):
-            env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        env |= {"GIT_CONFIG_COUNT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        env["GIT_CONFIG_KEY_0"], env["GIT_CONFIG_VALUE_0"] = self.git
         command = [sys.executable, "-S", "-c", source]
         done = subprocess.run(command, cwd=self.here, env=env, capture_output=True, text=True)
         assert not [*self.tmp.iterdir()], "temporary files are left"
@@ -118,9 +114,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path_factory):
     """Makes a machine of its own at each call."""
-    return lambda kind="own": World(Path(tempfile.mkdtemp(dir=tmp_path)), kind)
+    return lambda kind="own": World(tmp_path_factory.mktemp(kind), kind)
 
 
 def test_cloned_once_where_only_the_notebook_is(world):
@@ -175,7 +171,7 @@ def test_the_field_project(world):
         project = make_project(home / "it")
         make_project(machine.here / "nearer")
         shutil.make_archive(home / "x", "zip", home, "it")
-        machine.git = dict.fromkeys(make_repository(project), value)
+        machine.git = make_repository(project)[0], value  # it answers at this address
         for _ in range(2):
             machine.finds(machine.here / kept if kept else project, PROJECT=f" {value} ")
             machine.git = NO_NETWORK
@@ -184,8 +180,7 @@ def test_the_field_project(world):
 def test_the_field_project_where_nothing_is_or_behind_a_password(world):
     machine = world()
     make_project(machine.here / "nearer")
-    message = machine.explains("\n  /no/such/folder: not there", PROJECT="/no/such/folder")
-    assert ADDRESS not in message
+    assert ADDRESS not in machine.explains("\n  /no/folder: not there", PROJECT="/no/folder")
     assert "s3cret" not in machine.explains("example.invalid", PROJECT=SECRET)
 
 

@@ -64,9 +64,8 @@ def test_a_run_holds_all_that_later_notebooks_need(whole, run):
 
 def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish):
     published = publish("nearest", "nearest neighbours", weights=True)
-    weights = cxr.runs.WEIGHTS / f"{NAME}.weights.h5"
     for name in sorted(FILES):
-        theirs = weights if "weights" in name else published / name
+        theirs = cxr.runs.WEIGHTS / f"{NAME}.weights.h5" if "weights" in name else published / name
         ours = run[0].output_dir / NAME / name
         for path, words in (theirs, "fetch the project again"), (ours, f"delete .*{NAME} and run"):
             good = path.read_bytes()

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-import types
+from unittest import mock
 
 import kagglehub.exceptions
 import pandas as pd
@@ -11,27 +11,20 @@ import requests
 
 import cxr
 import utils
-from cxr.source import KAGGLE_NAME, SAMPLE, find_images
+from cxr.source import KAGGLE_NAME, find_images
 
 MARK = "t0ken-mark"  # no message may hold it
 
 
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
-    """No Kaggle input, no data/chest_xray, and a download that fails until `result` is set."""
+    """No Kaggle input, no data/chest_xray, and a download (a Mock, returned) that fails."""
     monkeypatch.setattr(cxr.source, "KAGGLE_INPUT", tmp_path / "kaggle" / "input")
     monkeypatch.setattr(cxr.source, "LOCAL_SET", tmp_path / "data" / "chest_xray")
-
-    def dataset_download(handle):
-        stand_in.calls.append(handle)
-        if isinstance(stand_in.result, Exception):
-            raise stand_in.result
-        return str(stand_in.result)
-
-    stand_in = types.SimpleNamespace(calls=[], dataset_download=dataset_download)
-    stand_in.result = OSError("no route to host")
+    stand_in = mock.Mock(spec=["dataset_download"])
+    stand_in.dataset_download.side_effect = OSError("no route to host")
     monkeypatch.setitem(sys.modules, "kagglehub", stand_in)
-    return stand_in
+    return stand_in.dataset_download
 
 
 def test_kaggles_nesting_inner_copy_and_hidden_files(tiny_set, make_config, tmp_path):
@@ -53,19 +46,19 @@ def test_kaggles_input_comes_before_the_local_set(tiny_set, nowhere):
             patch.setitem(sys.modules, "google.colab", None)  # it mounts kagglehub's download there
             assert find_images("") == (root, "kaggle") and find_images(str(root))[1] == "folder"
         shutil.rmtree(cxr.source.KAGGLE_INPUT)
-    assert find_images("") == (local, "folder") and not nowhere.calls
+    assert find_images("") == (local, "folder") and not nowhere.called
 
 
 def test_a_download_is_pinned_and_not_repeated(tiny_set, nowhere, make_config, tmp_path):
-    nowhere.result = tmp_path / "kagglehub"
-    tiny_set(nowhere.result / "chest_xray")
+    root = tiny_set(tmp_path / "kagglehub" / "chest_xray")
+    nowhere.configure_mock(side_effect=None, return_value=str(root.parent))
     config = make_config("")
     images = utils.load_images(config)
-    assert images.label == "kaggle" and images.root == nowhere.result / "chest_xray"
-    assert nowhere.calls == [f"{KAGGLE_NAME}/versions/2"]
-    shutil.rmtree(nowhere.result)  # as in a new Colab session
+    assert images.label == "kaggle" and images.root == root
+    nowhere.assert_called_once_with(f"{KAGGLE_NAME}/versions/2")
+    shutil.rmtree(root.parent)  # as in a new Colab session
     again = utils.load_images(config)
-    assert len(nowhere.calls) == 1 and again.root is None
+    assert nowhere.call_count == 1 and again.root is None
     assert again.fingerprint == images.fingerprint
     with pytest.raises(utils.UserError, match="holds no train.*DISABLE_COLAB_CACHE=1"):
         utils.load_images(config, need_files=True)
@@ -75,7 +68,7 @@ def test_nothing_found_lists_what_was_tried_and_never_takes_the_sample(nowhere, 
     for folder, reason in (("wrong", "no such folder"), ("", "holds no train, val or test")):
         with pytest.raises(utils.UserError, match=f"{folder}: {reason}"):
             find_images(str(tmp_path / folder))
-    assert not nowhere.calls, "another set than the named one"
+    assert not nowhere.called, "another set than the named one"
     with pytest.raises(utils.UserError) as error:
         find_images("")
     for words in (f"{KAGGLE_NAME.split('/')[1]}: no such folder", "data/chest_xray: no such",
@@ -91,7 +84,7 @@ def http_error(status):
 
 
 def test_a_failed_download_is_said_in_words_and_without_secrets(nowhere, capsys):
-    for nowhere.result, said in (
+    for nowhere.side_effect, said in (
         (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
         (http_error(503), "503: the network or Kaggle is too slow"),
         (requests.exceptions.ConnectionError(MARK), "no network"),
@@ -143,24 +136,14 @@ def test_the_sample_is_the_whole_test_set_and_640_training_images(sample_images)
     assert sample_images.is_resized and sample_images.pixels.shape == (1280, 224, 224)
 
 
-@pytest.fixture
-def small_sample(monkeypatch, tmp_path):
-    """A copy of one file of each folder of the sample, with their manifest."""
-    manifest = pd.read_csv(SAMPLE / "manifest.csv")
-    manifest = manifest.groupby(manifest["file"].str.rsplit("/", n=1).str[0]).head(1)
-    copies = [tmp_path / "sample" / file for file in manifest["file"]]
-    for file, copy in zip(manifest["file"], copies, strict=True):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(SAMPLE / file, copy)
-    manifest.to_csv(tmp_path / "sample" / "manifest.csv", index=False)
-    monkeypatch.setattr(cxr.source, "SAMPLE", tmp_path / "sample")
-    return copies
-
-
-def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
-    assert find_images("sample")[1] == "sample"
-    key = cxr.cache._key(cxr.source.SAMPLE, "sample")
-    changed, missing, *_ = small_sample
+def test_whatever_is_wrong_with_the_sample_is_named(tiny_set, monkeypatch):
+    root = tiny_set()  # in its place
+    monkeypatch.setattr(cxr.source, "SAMPLE", root)
+    changed, missing, *_ = paths = sorted(root.glob("*/*/*"))
+    sums = {path.relative_to(root).as_posix(): cxr.files.checksum(path) for path in paths}
+    pd.Series(sums, name="sha256").to_csv(root / "manifest.csv", index_label="file")
+    assert find_images("sample") == (root, "sample")
+    key = cxr.cache._key(root, "sample")
     changed.write_bytes(changed.read_bytes()[:-1] + b"x")
     missing.unlink()
     extra = missing.with_name("IM-9999-0001.jpeg")
@@ -171,7 +154,7 @@ def test_whatever_is_wrong_with_the_sample_is_named(small_sample):
                          (extra, "not part of it")):  # fmt: skip
         assert f"{path.parent.name}/{path.name}: {reason}" in str(error.value)
     for content in (b"\xff\xfe", b"file\n"):
-        (cxr.source.SAMPLE / "manifest.csv").write_bytes(content)
+        (root / "manifest.csv").write_bytes(content)
         with pytest.raises(utils.UserError, match="manifest.csv: missing or damaged"):
             find_images("sample")
-        assert key != cxr.cache._key(cxr.source.SAMPLE, "sample"), "an array of its own"
+        assert key != cxr.cache._key(root, "sample"), "an array of its own"
