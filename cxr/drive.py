@@ -46,7 +46,8 @@ class DriveSync:
         for waiting, replaces in list(self.pending.items()):
             remote = self.remote_path(waiting)
             with self._tolerant(UserError):
-                differs = remote.exists() and not filecmp.cmp(waiting, remote, shallow=False)
+                is_new = not remote.exists()
+                differs = not is_new and not filecmp.cmp(waiting, remote, shallow=False)
                 if differs and not replaces:
                     print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
                           f"session's stays in {waiting.parent}. RETRAIN replaces it.")  # fmt: skip
@@ -56,8 +57,9 @@ class DriveSync:
                     old = remote.parent.rename(new.with_suffix(f".{time.time_ns()}"))
                     new.rename(remote.parent)
                     shutil.rmtree(old)
-                elif not remote.exists():
+                elif is_new:
                     self._copy_folder(waiting, remote)
+                if is_new or differs:
                     (remote.parent / STATE).unlink(missing_ok=True)  # of what is finished now
                 del self.pending[waiting]
         if self.failing and not self.pending:

@@ -10,7 +10,7 @@ from cxr.cache import IMAGE_SIZE
 def hires_cam(model, pixels, class_number):
     """Where `pixels`, float32 (224, 224, 3) in [0, 1], speak for a class (position in CLASS_NAMES):
     float32 (224, 224), 0 to 1, or all 0. HiResCAM (Draelos and Carin, 2020) at the last feature
-    maps of `model`, or of the frozen model inside it: weighted by the gradient of the class's logit
+    maps of `model`, or of the model inside it: weighted by the gradient of the class's logit
     against the others' (log-sum-exp), cut off at 0. Grad-CAM's means do not suit Flatten."""
     inner = [i for i, layer in enumerate(model.layers) if isinstance(layer, keras.Model)]
     last = max(inner or [i for i, x in enumerate(model.layers) if len(x.output.shape) == 4])

@@ -77,8 +77,8 @@ def plot_confusion(predictions, title, report=None):
 
 
 def plot_prediction(model, pixels, num_classes, title, predictor=None):
-    """One image (uint8 (224, 224) or (224, 224, 3)), where it speaks for the prediction of an
-    assembled model of notebooks 04 to 06 (`hires_cam`), and its probabilities, or `predictor`'s."""
+    """One image (uint8 (224, 224) or (224, 224, 3)), where it speaks for the prediction of a
+    model of notebooks 02 to 06 (`hires_cam`), and its probabilities, or `predictor`'s."""
     floats, names = to_rgb(pixels).astype("float32") / 255, CLASS_NAMES[num_classes]
     probabilities = (predictor or model)(floats[None], training=False)[0].numpy()
     predicted = int(probabilities.argmax())
