@@ -25,8 +25,7 @@ _HINTS = {  # HTTP status, or kind of exception, the special ones first: request
     "KAGGLE_USERNAME and KAGGLE_KEY (in Colab also under Secrets)",
     403: f"open https://www.kaggle.com/datasets/{KAGGLE_NAME}, sign in and accept its terms",
     "ConnectionError": "no network (in a Kaggle notebook: Settings, Internet on)",
-    "RequestException": "the network or Kaggle is too slow at the moment; what has arrived is kept",
-    404: "Kaggle has it no more: fetch it by hand (data/README.md)",
+    "RequestException": "the network or Kaggle fails at the moment; what has arrived is kept",
     "OSError": "look at the disk: 5 GB are needed. KAGGLEHUB_CACHE can name a folder on another",
     "Exception": "try again later, or fetch it by hand (data/README.md)",
 }

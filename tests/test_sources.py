@@ -86,9 +86,9 @@ def http_error(status):
 def test_a_failed_download_is_said_in_words_and_without_secrets(nowhere, capsys):
     for nowhere.side_effect, said in (
         (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
-        (http_error(503), "503: the network or Kaggle is too slow"),
+        (http_error(503), "503: the network or Kaggle fails"),
         (requests.exceptions.ConnectionError(MARK), "no network"),
-        (requests.exceptions.ReadTimeout(MARK), "too slow .* what has arrived is kept"),
+        (requests.exceptions.ReadTimeout(MARK), "Kaggle fails .* what has arrived is kept"),
         (kagglehub.exceptions.DataCorruptionError(MARK), "DataCorruptionError.* try again later"),
         (OSError(28, MARK), "look at the disk"),
         (RuntimeError(MARK), r"by hand \(data/README.md\)"),
