@@ -96,12 +96,21 @@ def out_of_distribution_warnings(pixels, images, train):
 
 def score_folder(model, folder):
     """Accuracy and ROC AUC, in words, of a model whose first class is *normal* on a folder with
-    NORMAL and PNEUMONIA in it. UserError where one is missing or holds no image."""
+    NORMAL and PNEUMONIA in it. UserError where one is missing or empty, or with all the files that
+    cannot be used."""
     kinds = ("NORMAL", "PNEUMONIA")
     files = {kind: sorted(Path(folder).expanduser().glob(f"{kind}/[!.]*")) for kind in kinds}
     if not all(files.values()):
         raise UserError(f"EXTERNAL: {folder} needs two folders with images, NORMAL and PNEUMONIA.")
-    pixels = [to_rgb(load_user_image(path)) for kind in kinds for path in files[kind]]
+    pixels, unusable = [], []
+    for path in files["NORMAL"] + files["PNEUMONIA"]:
+        try:
+            pixels.append(to_rgb(read_image(path)[0]))
+        except Exception as error:  # of as many kinds as there are damaged files
+            unusable.append(f"  {path}: {error}")
+    if unusable:
+        lines = "\n".join(unusable[:20])
+        raise UserError(f"EXTERNAL: {len(unusable)} files cannot be used: move them away.\n{lines}")
     normal = _normal(model, np.stack(pixels))
     is_ill = np.repeat([False, True], [len(files[kind]) for kind in kinds])
     accuracy, auc = np.mean((normal < 0.5) == is_ill), metrics.roc_auc_score(is_ill, -normal)

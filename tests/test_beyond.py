@@ -93,9 +93,14 @@ def test_stresses_change_what_they_say(sample_images):
 def test_a_folder_of_ones_own(tmp_path):
     with pytest.raises(utils.UserError, match="NORMAL and PNEUMONIA"):
         beyond.score_folder(None, tmp_path)
-    for kind, grey in (("NORMAL", 30), ("PNEUMONIA", 220)):
-        (tmp_path / kind).mkdir()
-        Image.fromarray(np.full((300, 280), grey, np.uint8)).save(tmp_path / kind / "a.png")
+    paths = {tmp_path / "NORMAL" / "a.png": 30, tmp_path / "PNEUMONIA" / "a.png": 220}
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(utils.UserError, match=r"(?s)2 files .*NORMAL/a.png.*PNEUMONIA/a.png"):
+        beyond.score_folder(None, tmp_path)
+    for path, grey in paths.items():
+        Image.fromarray(np.full((300, 280), grey, np.uint8)).save(path)
     mean = keras.layers.Lambda(lambda x: 1 - keras.ops.mean(x, axis=(1, 2)))
     words = beyond.score_folder(keras.Sequential([keras.Input((224, 224, 3)), mean]), tmp_path)
     assert words == "2 images, accuracy 100.0%, ROC AUC 1.000"

@@ -34,10 +34,8 @@ def find_python():
 
 
 PYTHON = find_python()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="no Python 3.13 here, which Colab has"),
-]
+NO_PYTHON = pytest.mark.skipif(PYTHON is None, reason="no Python 3.13 here, which Colab has")
+pytestmark = [pytest.mark.slow, NO_PYTHON]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +89,7 @@ class Machine:
         }  # fmt: skip
 
     def run_all(self, path):
-        """Opens a notebook in a folder where nothing else lies, and runs all of it in quick mode;
-        returns what it printed."""
+        """Runs a notebook in quick mode, in a folder where nothing else lies; returns its text."""
         notebook = run_notebooks.edited(path, {"MODE": "quick"})
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -111,11 +108,9 @@ class Machine:
 
 def files_in(folder):
     """(size, time) of every file, by its name in the folder."""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.is_file() and not {"__pycache__", ".git"} & set(path.parts)
-    }
+    skipped = {"__pycache__", ".git"}
+    files = (p for p in folder.rglob("*") if p.is_file() and not skipped & set(p.parts))
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,6 @@ class Colab:
         return self.config
 
     def setup_unmounted(self):
-        """Where the person does not allow it."""
         refuse = mock.Mock(side_effect=ValueError("mount failed: timeout"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.api, "mount", refuse)
@@ -65,7 +64,6 @@ class Colab:
                             settings={"value": value})  # fmt: skip
 
     def loss(self):
-        """Of the run as this session finds it; None where it finds none."""
         run = utils.runs.find_own_run(self.config, NAME)
         return run and run.history["loss"].item()
 

@@ -29,8 +29,7 @@ def test_the_reports_own_matrix():
     assert found["specificity"] == found["recall"]["normal"] == pytest.approx(123 / 234)
     assert found["precision"]["normal"] == pytest.approx(123 / 125)
     assert found["auc"] == pytest.approx((388 / 390 + 123 / 234) / 2)  # of two scores alone
-    # independent patients: close to the binomial interval
-    half = 1.96 * np.sqrt(0.819 * 0.181 / 624)
+    half = 1.96 * np.sqrt(0.819 * 0.181 / 624)  # binomial, as patients are independent here
     assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
     assert found["accuracy_high"] - found["accuracy_low"] == pytest.approx(2 * half, rel=0.15)
 
@@ -48,8 +47,7 @@ def test_three_classes():
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["recall"] == {"normal": 0.5, "bacterial": 1.0, "viral": pytest.approx(2 / 3)}
     assert found["precision"]["viral"] == pytest.approx(2 / 3)
-    # one against the rest, by pairs; ties count one half
-    assert found["auc"] == pytest.approx((5 / 8 + 1 + 6 / 9) / 3)
+    assert found["auc"] == pytest.approx((5 / 8 + 1 + 6 / 9) / 3)  # pairs; ties count one half
     assert "sensitivity" not in found
 
 

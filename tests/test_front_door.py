@@ -1,7 +1,7 @@
 """The notebooks' set-up cell finds the project from wherever a notebook is opened, or says how.
 
-The cell itself runs, in a Python of its own, with /content and /kaggle in a temporary folder and a
-stand-in for the project. No test reaches a network: git's proxy is closed, or git goes elsewhere.
+It runs in a Python of its own, with /content, /kaggle and a stand-in for the project in a temporary
+folder. No test reaches a network: git's proxy is closed, or git goes elsewhere.
 """
 
 import os
@@ -164,7 +164,7 @@ def test_an_uploaded_zip(world):
 
 
 def test_the_field_project(world):
-    """Where PROJECT says, and nowhere else, however near another copy is."""
+    """Where PROJECT says, and nowhere else, however near another copy is; without passwords."""
     for value, kept in {"~": "", "../it": "", "~/x.zip": "home-x", SECRET: "example.invalid-x",
                         "https://example.com/me/x.git": "me-x"}.items():  # fmt: skip
         home = (machine := world()).root / "home"
@@ -175,11 +175,6 @@ def test_the_field_project(world):
         for _ in range(2):
             machine.finds(machine.here / kept if kept else project, PROJECT=f" {value} ")
             machine.git = NO_NETWORK
-
-
-def test_the_field_project_where_nothing_is_or_behind_a_password(world):
-    machine = world()
-    make_project(machine.here / "nearer")
     assert ADDRESS not in machine.explains("\n  /no/folder: not there", PROJECT="/no/folder")
     assert "s3cret" not in machine.explains("example.invalid", PROJECT=SECRET)
 

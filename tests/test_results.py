@@ -1,9 +1,11 @@
 """Published measures can be recomputed from predictions, these from weights and pixels."""
 
 import functools
+import os
 import re
 
 import bench
+import cross_test
 import keras
 import numpy as np
 import pandas as pd
@@ -20,7 +22,6 @@ from cxr.runs import RESULTS, WEIGHTS
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/seed-*/*/run.json"))
 MODELS = [folder for folder in FOLDERS if (folder / "predictions.csv").exists()]
 REPORTS = [folder for folder in MODELS if folder.name[:2] != "06"]  # on notebook 01's split
-
 
 name = functools.cache(lambda folder: folder.relative_to(RESULTS).as_posix())
 info = functools.cache(lambda folder: utils.ModelRun(folder).info)
@@ -127,11 +128,8 @@ def test_a_run_is_what_its_folder_says_and_a_label_one_fingerprint(table):
             assert settings["images"] == images["fingerprint"]
             rates = [layer[2]["rate"] for layer in settings["layers"] if layer[0] == "Dropout"]
             patience = 3 if row["ablation"] == "unstopped" else row["patience"]
-            suffixes = [row["ablation"]] * bool(row["ablation"])
-            suffixes += ["unstratified"] * (not row["stratified"])
             expected = runs.run_name(row["notebook"], dropout=row["dropout"], patience=patience)
-            expected = expected if folder in REPORTS else row["notebook"]
-            assert found["run"] == "-".join([expected, *suffixes])
+            assert f"{found['run']}-".startswith(f"{expected}-") or folder not in REPORTS
             assert set(rates) == {row["dropout"]}
     for key in ("fingerprint", "test_fingerprint"):
         pairs = {(folder.parts[-3], info(folder)["images"][key]) for folder in FOLDERS}
@@ -151,6 +149,21 @@ def test_the_layers_are_the_reports():
         layers = [tuple(layer[:2]) for layer in info(folder)["settings"]["layers"]]
         assert wanted[-len(layers) :] == layers and len(layers) >= 6, name(folder)
         assert info(folder)["parameters"] == REPORTED[notebook]["parameters"], name(folder)
+
+
+def test_an_ablation_is_what_its_name_says(table):
+    for folder in (folder for folder in MODELS if MAIN_IMAGES in folder.parts):
+        found, ours, is_06 = info(folder), table.loc[name(folder)], folder not in REPORTS
+        settings, main = found["settings"], info(folder.with_name(ours["notebook"]))["settings"]
+        crop = next((layer[2] for layer in settings["layers"] if "Crop" in layer[0]), {})
+        for ablation, holds in {
+            "nadam": settings["optimizer"][0] == "Nadam", "unshuffled": not settings["train"],
+            "crops": crop.get("area") == [0.3, 1.0], "weak": is_06 and not crop,
+            "frozen": is_06 and found["trainable"] == 3 * (2048 + 1),
+            "image": is_06 and settings["train"] != main["train"],
+            "scratch": is_06 and found["parameters"] < 3_000_000,
+        }.items():  # fmt: skip
+            assert holds == (ours["ablation"] == ablation), (name(folder), ablation)
 
 
 def test_each_seed_has_a_split_of_its_own_and_none_is_missing():
@@ -205,16 +218,24 @@ def test_weights_are_those_of_the_published_runs_with_seed_0():
     assert all(path.stat().st_size < 30_000_000 for path in WEIGHTS.iterdir())
 
 
-@pytest.mark.parametrize("name", run_notebooks.WITH_WEIGHTS[:3])
-def test_published_weights_give_the_published_predictions(sample_images, name):
+XCEPTION = os.environ.get("CXR_TEST_XCEPTION")
+OF_06 = [pytest.mark.slow, pytest.mark.skipif(not XCEPTION, reason="CXR_TEST_XCEPTION: no file")]
+WITH_06 = [*run_notebooks.WITH_WEIGHTS[:3], pytest.param("06_beyond", marks=OF_06)]
+
+
+@pytest.mark.parametrize("name", WITH_06)
+def test_published_weights_give_the_published_predictions(sample_images, name, monkeypatch):
     run = utils.find_published_run(name, need_weights=True)
     assert run.info["images"]["test_fingerprint"] == sample_images.test_fingerprint
     classes = len((metrics := run.info["metrics"]["test"])["recall"])
-    model = utils.build_cnn_1(classes, 0.2, 0)
-    if "transfer" in name:
+    model = kept = utils.build_cnn_1(classes, 0.2, 0)
+    if name == "06_beyond":
+        monkeypatch.setenv("CXR_XCEPTION_WEIGHTS", XCEPTION)
+        model, kept = cross_test.build_xception(utils.setup())
+    elif "transfer" in name:
         frozen, second = bench.frozen_and_layers(name)
-        model = keras.Sequential([keras.Input((224, 224, 3)), frozen, *second])
-    run.load_weights(model)
+        model = kept = keras.Sequential([keras.Input((224, 224, 3)), frozen, *second])
+    run.load_weights(kept)
     test = sample_images.metadata.query("source_split == 'test'").assign(split="test")
     ours = utils.predict(model, sample_images, test, classes).sort_values("file")
     theirs = run.predictions.query("split == 'test'").sort_values("file")

@@ -77,13 +77,12 @@ def test_nothing_found_lists_what_was_tried_and_never_takes_the_sample(nowhere, 
         assert words in str(error.value)
 
 
-def http_error(status):
-    response = requests.Response()
-    response.status_code = status
-    return kagglehub.exceptions.KaggleApiHTTPError(f"?token={MARK}", response=response)
-
-
 def test_a_failed_download_is_said_in_words_and_without_secrets(nowhere, capsys):
+    def http_error(status):
+        response = requests.Response()
+        response.status_code = status
+        return kagglehub.exceptions.KaggleApiHTTPError(f"?token={MARK}", response=response)
+
     for nowhere.side_effect, said in (
         (http_error(401), "401: Kaggle refuses the token .* remove ~/.kaggle/kaggle.json"),
         (http_error(503), "503: the network or Kaggle fails"),
