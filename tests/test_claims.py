@@ -208,7 +208,7 @@ def test_rows_say_what_a_reader_must_know(old):
     layers = [["RandomContrast", 0, {"factor": [0.1, 0.1]}]]
     other = pd.DataFrame({"info": [{"settings": {"layers": layers}}]})
     assert claims.strength(None, None, other) == ", times 0.9 to 1.1"
-    assert "each unshuffled run calls every test" in judge(old, "C09")["published"]
+    assert "3 of 3 unshuffled runs call every test" in judge(old, "C09")["published"]
     assert "(95 and 45 epochs, 3 of 4 capped)" in judge(old, "C29")["published"]
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
