@@ -109,8 +109,8 @@ def score_folder(model, folder):
         except Exception as error:  # of as many kinds as there are damaged files
             unusable.append(f"  {path}: {error}")
     if unusable:
-        lines = "\n".join(unusable[:20])
-        raise UserError(f"EXTERNAL: {len(unusable)} files cannot be used: move them away.\n{lines}")
+        lines = "\n".join(unusable)
+        raise UserError(f"EXTERNAL: move these files away, which cannot be used:\n{lines}")
     normal = _normal(model, np.stack(pixels))
     is_ill = np.repeat([False, True], [len(files[kind]) for kind in kinds])
     accuracy, auc = np.mean((normal < 0.5) == is_ill), metrics.roc_auc_score(is_ill, -normal)

@@ -241,8 +241,8 @@ REMARKS = {  # on a difference: from the differences and the runs' rows to words
     "strength": strength, "capped": lambda _, long, short:
     " ({:.0f} and {:.0f} epochs, {} of {} capped)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
-    "constant": lambda _, shuffled, unshuffled: ": {} of {} unshuffled runs call every test image "
-    "pneumonia".format((unshuffled["specificity"] == 0).sum(), len(unshuffled)),
+    "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
+    "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),
 }  # fmt: skip
 
 

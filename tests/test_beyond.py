@@ -97,7 +97,7 @@ def test_a_folder_of_ones_own(tmp_path):
     for path in paths:
         path.parent.mkdir()
         path.touch()
-    with pytest.raises(utils.UserError, match=r"(?s)2 files .*NORMAL/a.png.*PNEUMONIA/a.png"):
+    with pytest.raises(utils.UserError, match=r"(?s)move .*NORMAL/a.png.*PNEUMONIA/a.png"):
         beyond.score_folder(None, tmp_path)
     for path, grey in paths.items():
         Image.fromarray(np.full((300, 280), grey, np.uint8)).save(path)

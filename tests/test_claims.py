@@ -232,8 +232,7 @@ def test_the_reports_numbers_are_those_of_its_figures():
         texts = f"{total:,} parameters", f" {epochs} epochs", f" {accuracy:.0%} accuracy"
         words |= dict(zip(claims_.split(), texts, strict=True))
     said = {"images": 5856, "average_size": [1500, 1700], "validation_share": 0.2}  # section Data
-    said |= {"pneumonia_share": 0.63}  # section II
-    said |= {"kaggle_counts": {"train": 5216, "val": 16, "test": 624}}  # Kaggle's page
+    said |= {"pneumonia_share": 0.63, "kaggle_counts": {"train": 5216, "val": 16, "test": 624}}
     assert reference.REPORT | said == reference.REPORT
     assert REPORTED[S02]["confusion"] == [[234 - 111, 111], [390 - 388, 388]]  # section II
     assert not [claim for claim, word in words.items() if word not in reference.CLAIMS[claim][1]]

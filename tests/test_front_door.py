@@ -1,8 +1,6 @@
-"""The notebooks' set-up cell finds the project from wherever a notebook is opened, or says how.
-
-It runs in a Python of its own, with /content, /kaggle and a stand-in for the project in a temporary
-folder. No test reaches a network: git's proxy is closed, or git goes elsewhere.
-"""
+"""The notebooks' set-up cell finds the project from wherever a notebook is opened, or says how. It
+runs in a Python of its own, with /content, /kaggle and a stand-in for the project in a temporary
+folder. No test reaches a network: git's proxy is closed, or git goes elsewhere."""
 
 import os
 import re

@@ -162,12 +162,12 @@ def test_features_are_computed_once_and_anew_where_anything_changes(setting, mon
 
 
 def test_missing_pretrained_weights_are_named_and_quick_mode_goes_on(make_config, monkeypatch):
-    application = mock.Mock(side_effect=OSError, __name__="Xception")
-    monkeypatch.setenv("CXR_XCEPTION_WEIGHTS", "/nowhere/x.h5")
+    application = mock.Mock(side_effect=OSError, __name__="InceptionV3")
+    monkeypatch.setenv("CXR_INCEPTION_WEIGHTS", "/nowhere/x.h5")
     with pytest.raises(utils.UserError, match="/nowhere/x.h5: no such file"):
         utils.pretrained_weights(make_config("sample"), application)
-    monkeypatch.delenv("CXR_XCEPTION_WEIGHTS")
-    with pytest.raises(utils.UserError, match=r"downloaded \(OSError\).*CXR_XCEPTION_WEIGHTS"):
+    monkeypatch.delenv("CXR_INCEPTION_WEIGHTS")
+    with pytest.raises(utils.UserError, match=r"downloaded \(OSError\).*CXR_INCEPTION_WEIGHTS"):
         utils.pretrained_weights(make_config("sample"), application)
     quick = make_config("sample", mode="quick")
     assert utils.pretrained_weights(quick, application)[2].startswith("random")

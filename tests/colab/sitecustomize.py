@@ -1,8 +1,6 @@
-"""On PYTHONPATH of the rehearsal's kernels: in Colab google.colab is imported before any cell.
-
-Only Colab has a folder /content: CXR_TEST_CONTENT names the folder that stands for it, and the two
-paths below it that the project knows are moved as soon as they are defined.
-"""
+"""On PYTHONPATH of the rehearsal's kernels: in Colab google.colab is imported before any cell, and
+there is a folder /content. CXR_TEST_CONTENT names one that stands for it; the two paths below that
+the project knows are moved as soon as they are defined."""
 
 import os
 import sys
