@@ -75,7 +75,7 @@ def load_img_loop():
     return {"images_per_s": len(files) / fastest(loop), "images": len(files)}
 
 
-def packing():
+def fill_cache():
     root = Path(os.environ["CXR_ORIGINALS"])
     files = sorted(root.rglob("*.jp*g"))[:500]
     metadata = pd.DataFrame({"file": [file.relative_to(root).as_posix() for file in files]})
@@ -190,13 +190,13 @@ def transfer(run, count):
         "epoch_images_per_s": len(rows) / fast, "inside_images_per_s": len(rows) / slow,
         "extraction_images_per_s": 2 * len(rows) / extraction,
         "predict_images_per_s": len(rows) / predict,
-        "stage_ratio": epochs * slow / (extraction + epochs * fast),
+        "training_ratio": epochs * slow / (extraction + epochs * fast),
     }  # fmt: skip
 
 
 MEASURES = {
     "load_img loop": load_img_loop,
-    "packing": packing,
+    "filling the cache": fill_cache,
     "warm start": warm_start,
     "pipeline": pipeline,
     "pipeline, 2x images": lambda: pipeline(2),
@@ -216,7 +216,7 @@ def ratios(found):
     one, two, four = (found[f"pipeline{n}"] for n in ("", ", 2x images", ", 4x images"))
     training = rate["CNN_1 training"]
     result = {
-        "packing : load_img loop": rate["packing"] / rate["load_img loop"],
+        "filling the cache : load_img loop": rate["filling the cache"] / rate["load_img loop"],
         "pipeline : image_dataset_from_directory":
             rate["pipeline"] / rate["image_dataset_from_directory"],
         "pipeline seconds, 2x : 1x images": two["seconds"] / one["seconds"],
@@ -231,7 +231,7 @@ def ratios(found):
         result |= {
             f"{number}, epoch on features : frozen part inside":
                 of["epoch_images_per_s"] / of["inside_images_per_s"],
-            f"{number}, whole stage on features : frozen part inside": of["stage_ratio"],
+            f"{number}, whole training on features : frozen part inside": of["training_ratio"],
             f"{number}, feature extraction : bare predict":
                 of["extraction_images_per_s"] / of["predict_images_per_s"],
         }  # fmt: skip
@@ -245,7 +245,7 @@ def whole_report(found, rate):
     epochs = {run[:2]: epochs_of(run) for run in RUNS}
     scratch = (epochs["02"] + epochs["03"]) * TRAIN / rate["CNN_1 training"]
     decoding = sum(epochs.values()) * (TRAIN + VALIDATION) / rate["load_img loop"]
-    ours, plain = scratch + USED / rate["packing"], scratch
+    ours, plain = scratch + USED / rate["filling the cache"], scratch
     for number in ("04", "05"):
         of = found[f"{number} on features"]
         ours += 2 * USED / of["extraction_images_per_s"]
