@@ -195,7 +195,7 @@ def main():
     if options.one:
         path = runner.PROJECT / "notebooks" / f"{options.one}.ipynb"
         sys.exit(runner.execute(path, {}, EDITS[options.one], until(options.one))[1])
-    command = ["git", "rev-parse", "--short", "HEAD"]  # a round of another commit is none
+    command = ["git", "rev-parse", "--short", "HEAD"]  # each commit has rounds of its own
     revision = subprocess.check_output(command, cwd=runner.PROJECT, text=True).strip()
     folder = Path(tempfile.gettempdir()) / f"cxr-kills-{options.seed}-{revision}"
     this = Round(folder, options.seed)
