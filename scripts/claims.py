@@ -202,7 +202,7 @@ def prevalence(info):
 
 def ordered(info):
     a, b = counts(info)["train"][["bacterial", "viral"]]
-    words = (f"{info['cause_runs']:,} runs of equal cause in the {a + b:,} sorted files (2 if "
+    words = (f"{info['cause_runs']:,} stretches of one cause in the {a + b:,} sorted files (2 if "
              f"ordered, {2 * a * b / (a + b) + 1:,.0f} expected by chance)")  # fmt: skip
     return words, info["cause_runs"] == 2
 
@@ -239,7 +239,7 @@ CHECKS = {  # from run.json to (words, whether the claim holds), or nothing: the
 }  # fmt: skip
 REMARKS = {  # on a difference: from the differences and the runs' rows to words
     "strength": strength, "capped": lambda _, long, short:
-    " ({:.0f} and {:.0f} epochs, {} of {} capped)".format(
+    " ({:.0f} and {:.0f} epochs, {} of {} ended by the epoch limit)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
     "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
     "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),

@@ -163,9 +163,9 @@ CHECKED = [  # claim, what is changed in run.json, verdict, words
     ("C04", NONE, claims.CANNOT, "no originals"),
     ("C04", {"originals_different": 1}, NOT_REPRODUCED, "1 of 72 originals differ"),
     ("C05", {"range": [0, 255]}, NOT_REPRODUCED, "values from 0 to 255"),
-    ("C09", {"cause_runs": 2}, REPRODUCED, "2 runs of equal cause in the 3,875 sorted files"),
+    ("C09", {"cause_runs": 2}, REPRODUCED, "2 stretches of one cause in the 3,875 sorted files"),
     ("C09", {}, "ordered by cause: not reproduced; unshuffled training harms: reproduced",
-     "1,727 runs of equal cause in the 3,875 sorted files (2 if ordered, 1,757 expected"),
+     "1,727 stretches of one cause in the 3,875 sorted files (2 if ordered, 1,757 expected"),
     ("C13", {}, REPRODUCED, "62.5% of the test images, which the report means; 73.0% of all"),
     *((claim, {"parameters": 35_000_000}, NOT_REPRODUCED, "parameters")
       for claim in ("C07", "C14", "C19", "C23", "C24")),
@@ -209,7 +209,7 @@ def test_rows_say_what_a_reader_must_know(old):
     other = pd.DataFrame({"info": [{"settings": {"layers": layers}}]})
     assert claims.strength(None, None, other) == ", times 0.9 to 1.1"
     assert "3 of 3 unshuffled runs call every test" in judge(old, "C09")["published"]
-    assert "(95 and 45 epochs, 3 of 4 capped)" in judge(old, "C29")["published"]
+    assert "(95 and 45 epochs, 3 of 4 ended by the epoch limit)" in judge(old, "C29")["published"]
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
 
