@@ -21,7 +21,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from cxr import runs
 from cxr.cache import IMAGE_SIZE, ImageCache, downsample, load_images, read_image, to_rgb
 from cxr.config import setup, strategy
-from cxr.explain import hires_cam
 from cxr.figures import (
     CLASS_COLOURS, plot_confusion, plot_history, plot_inception, plot_prediction, show_images,
 )  # fmt: skip
@@ -173,7 +172,7 @@ def evaluate(predictions):
     Returns a dict: accuracy; accuracy_low and accuracy_high, a 95% confidence interval by patient
     (`cluster_bootstrap_interval`); recall and precision, each by class; auc, area under the ROC
     curve (3 classes: mean over one against the rest); with 2 classes sensitivity (recall of
-    pneumonia) and specificity (of normal). None where a class has no image to measure it by.
+    pneumonia) and specificity (of normal). Recall and auc are None where a class has no image.
     """
     names = class_names(predictions)
     y_true, y_pred = predictions["true"], predicted_classes(predictions)

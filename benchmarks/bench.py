@@ -89,12 +89,6 @@ def fill_cache():
     return {"images_per_s": len(files) / fastest(build), "images": len(files)}
 
 
-def warm_start():
-    config = utils.setup(mode="full")
-    utils.load_images(config)
-    return {"seconds": fastest(lambda: utils.load_images(config))}
-
-
 def pipeline(times=1):
     with opened() as (_, images, train):
         rows = pd.concat([train] * times)
@@ -197,7 +191,6 @@ def transfer(run, count):
 MEASURES = {
     "load_img loop": load_img_loop,
     "filling the cache": fill_cache,
-    "warm start": warm_start,
     "pipeline": pipeline,
     "pipeline, 2x images": lambda: pipeline(2),
     "pipeline, 4x images": lambda: pipeline(4),

@@ -87,11 +87,11 @@ def calibration_error(is_ill, probability):
     return (groups["is_ill"] - groups["ill"]).abs().mean()
 
 
-def adapt_to_shares(probabilities, trained_with, rounds=100):
+def adapt_to_shares(probabilities, trained_with):
     """Saerens and others (2002): (probabilities corrected for the class shares that they themselves
     suggest, these shares); float (images, classes) and (classes,), as the arguments."""
     shares = trained_with
-    for _ in range(rounds):
+    for _ in range(100):
         corrected = probabilities * shares / trained_with
         corrected /= corrected.sum(axis=1, keepdims=True)
         shares = corrected.mean(axis=0)
@@ -106,7 +106,6 @@ def summary(predictions):
     is_ill, ill = binary(test)
     probabilities = at_temperature(test, temperature)
     corrected, shares = adapt_to_shares(probabilities, np.full(3, 1 / 3))
-    called = {"": ill, "corrected_": 1 - corrected[:, 0]}
     rows = threshold_table(two_classes(predictions)).to_numpy()
     result = {
         "two_auc": metrics.roc_auc_score(is_ill, ill), "temperature": temperature,
@@ -116,12 +115,12 @@ def summary(predictions):
         "validation_two_auc": metrics.roc_auc_score(*binary(validation)),
         "threshold": rows[1, 0], "threshold_accuracy": rows[1, 3],
         "oracle_threshold": rows[2, 0], "oracle_accuracy": rows[2, 3],
+        "two_accuracy": np.mean((ill > 0.5) == is_ill),
+        "corrected_two_accuracy": np.mean((corrected[:, 0] < 0.5) == is_ill),
         "corrected_accuracy": np.mean(np.array(names)[corrected.argmax(1)] == test["true"]),
         **{f"share_{name}": share for name, share in zip(names, shares, strict=True)},
         **{f"called_pneumonia_{name}": (ill > 0.5)[test["true"] == name].mean() for name in names},
     }  # fmt: skip
-    for prefix, values in called.items():
-        result[f"{prefix}two_accuracy"] = np.mean((values > 0.5) == is_ill)
     return {name: round(float(v), 6) for name, v in result.items() if v == v}  # no class, no NaN
 
 

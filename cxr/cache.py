@@ -33,9 +33,9 @@ def downsample(pixels):
 
 def read_image(path):
     """Decodes one image as `keras.utils.load_img(path, target_size=(224, 224),
-    interpolation="nearest")` does (report, section I). Returns (pixels, size, mode): uint8
-    (224, 224), or (224, 224, 3) where the channels differ; (width, height) and Pillow's mode of the
-    original. An exception's message says why a file cannot be used."""
+    interpolation="nearest")` does (report, section I). Returns (pixels, size): uint8 (224, 224), or
+    (224, 224, 3) where the channels differ; (width, height) of the original. An exception's message
+    says why a file cannot be used."""
     with Image.open(path) as image:
         width, height = image.size
         if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
@@ -47,14 +47,14 @@ def read_image(path):
         pixels = np.asarray(small if small.mode == "L" else small.convert("RGB"))
         if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
             pixels = np.ascontiguousarray(pixels[..., 0])
-        return pixels, (width, height), image.mode
+        return pixels, (width, height)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageCache:
     """The whole data set, decoded and resized."""
 
-    metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height, mode
+    metadata: pd.DataFrame  # of `read_metadata`, and of each original: width, height
     pixels: np.memmap  # uint8, (images, 224, 224), or with a last axis of 3 for colour; row by row
     label: str  # names the set in results: "kaggle", "sample" or the folder's own name
     fingerprint: str  # SHA-256 of names and pixels
@@ -139,11 +139,11 @@ def _build_cache(folder, root, source, metadata):
         if unusable := [result for result in results if isinstance(result, str)]:
             lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
             raise UserError("\n  ".join(lines) + "\nFetch new ones (data/README.md) or move these.")
-        arrays, sizes, modes = zip(*results, strict=True)
+        arrays, sizes = zip(*results, strict=True)
         colour = any(pixels.ndim == 3 for pixels in arrays)
         pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
         np.save(part, pixels)
-    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"])).assign(mode=modes)
+    metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"]))
     with atomic_write(folder / "metadata.csv") as part:
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()

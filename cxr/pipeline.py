@@ -70,7 +70,7 @@ def make_dataset(source, rows, num_classes, batch_size, shuffle=None):
 
 
 class FrozenFeatures:
-    """The features of all images as they are and mirrored, a source for `make_dataset`: an epoch
+    """The features of some images as they are and mirrored, a source for `make_dataset`: an epoch
     draws one of the two per image, the same training as with the frozen part inside the model.
 
     Args:

@@ -44,7 +44,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings, a trained model would be trained on, or no weights kept."""
+        finished run has other settings, the model is trained, or no weights are kept or there."""
         self.settings, name, stopping = self._describe(model), self.name, self.early_stopping
         if not stopping.restore_best_weights or stopping.start_from_epoch:
             raise UserError("EarlyStopping needs restore_best_weights here, no start_from_epoch.")
@@ -52,8 +52,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if self.use_published and not self.retrain:
             words = "the published run, not trained here: it may know these validation images"
             if not (run := find_published_run(name, need_weights=True)):
-                raise UserError(f"{name}: no whole weights in weights/. Untick "
-                                "USE_PUBLISHED_WEIGHTS, or git checkout weights.")  # fmt: skip
+                raise UserError(f"{name}: no whole weights in weights/. Fetch them again (git "
+                                "checkout weights), or tick RETRAIN to train here.")  # fmt: skip
         elif self.retrain or not (run := find_own_run(self.config, name)):
             if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
                 raise UserError(f"The model of {name} is trained already, at least for part of an "

@@ -29,7 +29,7 @@ S06, TRUST = "06_beyond", "06_beyond-trust"
 LONG = runs.run_name(S05, dropout=0.2, patience=10)
 ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "unstopped", "rescaled")
 BEYOND = ("crops", "weak", "frozen", "random", "image", "scratch")  # of notebook 06
-COUNTS = "epoch|_as_|normals|found|missed|confused|positives|excess|above|crossing|minutes"
+COUNTS = "epoch|_as_|normals|found|missed|confused|positives|excess|above|minutes"
 MIN_SEEDS, MAX_WIDTH = 3, 0.10  # the rules are in results/claims.md
 REPRODUCED, COMPATIBLE, NOT_REPRODUCED = "reproduced", "compatible", "not reproduced"
 UNDECIDED, CANNOT, STAND_IN = "undecided", "cannot be tested here", ", with stand-in weights"
@@ -60,7 +60,6 @@ def _measures(run):
     loss, suffix = history["val_loss"], info["run"].rsplit("-", 1)[-1]
     best, patience = loss.idxmin(), settings["early_stopping"]["patience"]
     [dropout] = {layer[2]["rate"] for layer in settings["layers"] if layer[0] == "Dropout"}
-    followed = history.get("test_accuracy", pd.Series(dtype=float))
     row = {
         "notebook": next(name for name in (*REPORTED, S06) if info["run"].startswith(name)),
         "dropout": dropout, "patience": patience, "stratified": suffix != "unstratified",
@@ -71,8 +70,6 @@ def _measures(run):
         "capped": len(history) - 1 - best < patience,
         "rises": loss.diff().clip(lower=0).iloc[1:].mean(),
         "val_above_train": (history["val_accuracy"] > history["accuracy"]).sum(),
-        "crossing": next(iter(history["epoch"][loss > history["loss"]]), 0),
-        "followed_sd": followed.std(), "followed_max": followed.max(),
     }  # fmt: skip
     if row["ablation"] == "unstopped":
         after = history[stopping_epochs(loss, 3)["last"] - 1 :]
@@ -170,20 +167,15 @@ def gain(column, values):
     return f"{mean}{' points' * share} (95% CI {low} to {high})"
 
 
-def counts(info):
-    """Images by class (rows) and Kaggle's folder, without sums."""
-    return pd.DataFrame(info["counts"]).drop(index="all", columns="all", errors="ignore")
-
-
 def counted(info):
-    found = counts(info).sum().to_dict()
+    found = pd.DataFrame(info["counts"]).sum().to_dict()
     words = ", ".join(f"{split} {found[split]:,}" for split in reference.REPORT["kaggle_counts"])
     return f"{sum(found.values()):,}: {words}", found == reference.REPORT["kaggle_counts"]
 
 
 def average_size(info):
     """Each class weighted by its share of the data set, whichever originals are at hand."""
-    share, sizes = counts(info).sum(axis=1), pd.DataFrame(info["sizes"])
+    share, sizes = pd.DataFrame(info["counts"]).sum(axis=1), pd.DataFrame(info["sizes"])
     groups, sides = sizes.groupby("class3"), ["width", "height"]
     mean = groups.mean().mul(share / share.sum(), axis=0).sum()[sides].to_numpy()
     error = 1.96 * groups.sem().mul(share / share.sum(), axis=0).pow(2).sum()[sides] ** 0.5
@@ -194,14 +186,14 @@ def average_size(info):
 
 
 def prevalence(info):
-    normal, every = counts(info).loc["normal"], counts(info).sum()
+    normal, every = (counts := pd.DataFrame(info["counts"])).loc["normal"], counts.sum()
     test, whole = 1 - normal["test"] / every["test"], 1 - normal.sum() / every.sum()
     words = f"{test:.1%} of the test images, which the report means; {whole:.1%} of all"
     return words, abs(test - reference.REPORT["pneumonia_share"]) < 0.0051  # the report rounds
 
 
 def ordered(info):
-    a, b = counts(info)["train"][["bacterial", "viral"]]
+    a, b = (info["counts"]["train"][name] for name in ("bacterial", "viral"))
     words = (f"{info['cause_runs']:,} stretches of one cause in the {a + b:,} sorted files (2 if "
              f"ordered, {2 * a * b / (a + b) + 1:,.0f} expected by chance)")  # fmt: skip
     return words, info["cause_runs"] == 2
@@ -377,15 +369,14 @@ def marker_texts(table):
         "04.rescaled_run": form("", main["accuracy"][f"{S04}-rescaled"]),
         "02.auc_percent": f"{main['auc'][S02]:.0%}",
         "02.03.drop": f"{100 * (main['accuracy'][S02] - main['accuracy'][S03]):.1f}",
-        "02.03.agreement": "nan" if wrong[[S02, S03]].isna().any() else
-        f"{1 - len(wrong[S02] ^ wrong[S03]) / main['normals'][S02]:.1%}",
+        "02.03.agreement": f"{1 - len(wrong[S02] ^ wrong[S03]) / main['normals'][S02]:.1%}",
         "order.holds": f"{sum(a > b > c for a, b, c in zip(*order, strict=True))}",
         "order.seeds": f"{len(order[0])}", "sensitivity.max": f"{reached.max():.1%}",
         "sensitivity.reached": f"{sum(reached >= REPORTED[S05]['accuracy'])} of {len(reached)}",
         "01.originals": f"{len(data['sizes']['width'])}",
         "01.cause_runs": f"{data['cause_runs']:,}",
         "01.shared_patients": f"{data['shared_patients']:.0%}",
-        **{f"time.{name}": f"{minutes or np.nan:.0f} min" for name, minutes in json.loads(
+        **{f"time.{name}": f"{minutes:.0f} min" for name, minutes in json.loads(
             (runs.RESULTS / "times.json").read_text(encoding="utf-8")).items()},
         **{f"{key}.{n}": f"{data['baselines'][f'{n} classes'][name]:.1%}" for key, name in (
             ("knn", "11 nearest neighbours"), ("majority", "majority class")) for n in (2, 3)},
@@ -441,8 +432,8 @@ def listed(table):
 
 
 def files(table):
-    """(dict from path to content, keys in prose that are not published yet), with runs.csv as it is
-    on disk; KeyError where there is no such key."""
+    """(dict from path to content, keys in prose not published yet); KeyError for unknown ones. The
+    sensitivity table reads runs.csv from disk, so that has to be written first."""
     csv = claims(table).to_csv(index=False, lineterminator="\n")
     written = {runs.RESULTS / "runs.csv": listed(table), runs.RESULTS / "claims.csv": csv}
     texts, missing = marker_texts(table), []

@@ -45,7 +45,7 @@ def test_pixels_are_those_of_load_img(tiny_set, make_config):
         assert_same_pixels(images)
         assert images.pixels.shape == (24, 224, 224, *shape) and images.pixels.dtype == np.uint8
         assert isinstance(images.pixels, np.memmap)
-        assert len(set(images.metadata["mode"])) > 1 and not images.is_resized
+        assert not images.is_resized
         assert set(images.metadata["width"]) == {60} and set(images.metadata["height"]) == {50}
 
 

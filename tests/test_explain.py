@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import beyond
 import utils
+from cxr.explain import hires_cam
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_an_explanation_is_of_what_sets_a_class_apart_place_by_place(model):
         rival = kernel[:, others] @ shares[others] / shares[others].sum()
         apart = (kernel[:, number] - rival).reshape(7, 7, 3)
         wanted = tf.image.resize(np.maximum((maps * apart).sum(-1), 0)[..., None], (224, 224))
-        heat = utils.hires_cam(model, picture, number)
+        heat = hires_cam(model, picture, number)
         np.testing.assert_allclose(heat, wanted[..., 0] / np.max(wanted), atol=1e-3)
     assert np.isnan(beyond.heat_outside(model, np.zeros((224, 224), np.uint8)))  # nothing speaks
 

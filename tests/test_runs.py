@@ -77,7 +77,7 @@ def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish):
             path.write_bytes(good)
 
 
-def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run, publish):
+def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run):
     config, images = run
     with pytest.raises(utils.UserError, match="(?s)does not fit this model.*RETRAIN"):
         utils.load_run(config, NAME, images).load_weights(utils.build_cnn_1(2, 0.5, 0))
