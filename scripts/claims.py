@@ -350,7 +350,8 @@ def draw(rows, description):
 
 GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
     **{f"{name[:2]}.": (name,) for name in (*REPORTED, S06)}, "05.03_": (S05, S03),
-    "02.unshuffled_": (f"{S02}-unshuffled", S02), "04.rescaled_": (f"{S04}-rescaled", S04),
+    **{f"02.{name}_": (f"{S02}-{name}", S02) for name in ("unshuffled", "contrast")},
+    "04.rescaled_": (f"{S04}-rescaled", S04),
 }  # fmt: skip
 
 
