@@ -27,7 +27,7 @@ from cxr.figures import (
 from cxr.files import PROJECT, UserError
 from cxr.pipeline import EpochShuffle, FrozenFeatures, make_dataset, one_hot
 from cxr.reference import (
-    REPORTED, compare_with_report, images_with_most_seeds, published_histories, published_runs,
+    REPORTED, compare_with_report, published_histories, published_runs,
     sensitivity_table, stopping_epochs,
 )  # fmt: skip
 from cxr.runs import ModelRun, find_published_run, load_run, run_name

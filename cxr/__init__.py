@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-VERSION = "5"  # of what notebooks and project expect of each other; the set-up cells compare it
+VERSION = "6"  # of what notebooks and project expect of each other; the set-up cells compare it
 
 
 @contextlib.contextmanager

@@ -29,14 +29,6 @@ def published_runs(notebook, images=MAIN_IMAGES, **settings):
     return table.sort_values(["images", "seed"]).reset_index(drop=True)
 
 
-def images_with_most_seeds(notebook, **settings):
-    """The label of the images for a mean over seeds: the report's own kind where at least 3 seeds
-    of it are published, else the one with most seeds."""
-    counts = published_runs(notebook, images=None, **settings)["images"].value_counts()
-    enough = counts.empty or counts.get(MAIN_IMAGES, 0) >= 3
-    return MAIN_IMAGES if enough else counts.idxmax()
-
-
 def _history(run):
     return ModelRun(RESULTS / run.images / f"seed-{run.seed}" / run.run).history
 
