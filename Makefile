@@ -34,7 +34,7 @@ run: $(READY)  ## execute the notebooks: quick on the sample, or MODE=full DATA=
 test: $(READY)  ## ruff, the tests, and the notebooks under nbval in quick mode
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 test-all:  ## the same and the slow tests: a rehearsal of Colab (3 GB), the whole data set
 	@$(MAKE) --no-print-directory test PYTEST='-m ""'

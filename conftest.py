@@ -6,6 +6,8 @@ import tempfile
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        return  # of pytest-xdist: it shares the folder
     for name in [name for name in os.environ if name.startswith("CXR_")]:
         if not name.startswith("CXR_TEST_"):
             del os.environ[name]
@@ -16,4 +18,5 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    shutil.rmtree(config.cxr_out, ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.cxr_out, ignore_errors=True)

@@ -45,7 +45,7 @@ def python(pytestconfig):
     python = folder / "bin" / "python"
     if not python.exists():
         with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\nInstalling Colab's packages in {folder}, about 3 GB", flush=True)
+            print(f"\nInstalling Colab's packages in {folder}, about 3 GB", file=sys.stderr)
         subprocess.run([PYTHON, "-m", "venv", folder], check=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "-r", COLAB], check=True)
     return python

@@ -26,7 +26,7 @@ def test_requirements_admit_what_colab_has():
     colab = dict(re.findall(r"(?m)^([\w-]+)==(.*)", (PROJECT / "tests/colab.txt").read_text()))
     lines = re.findall(r"(?m)^\w.*", (PROJECT / "requirements.txt").read_text())
     wanted = {r.name: r.specifier for r in map(Requirement, lines)}
-    assert set(wanted) - set(colab) == {"nbval", "ruff"}  # nothing is reinstalled there
+    assert set(wanted) - set(colab) == {"nbval", "pytest-xdist", "ruff"}  # nothing reinstalled
     assert all(spec.contains(colab[name]) for name, spec in wanted.items() if name in colab)
 
 
