@@ -141,7 +141,10 @@ def _build_cache(folder, root, source, metadata):
             raise UserError("\n  ".join(lines) + "\nFetch new ones (data/README.md) or move these.")
         arrays, sizes = zip(*results, strict=True)
         colour = any(pixels.ndim == 3 for pixels in arrays)
-        pixels = np.stack([to_rgb(pixels) if colour else pixels for pixels in arrays])
+        shape = (len(arrays), IMAGE_SIZE, IMAGE_SIZE, 3)[: 4 if colour else 3]
+        pixels = np.empty(shape, np.uint8)
+        for number, image in enumerate(arrays):
+            pixels[number] = to_rgb(image) if colour else image
         np.save(part, pixels)
     metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"]))
     with atomic_write(folder / "metadata.csv") as part:

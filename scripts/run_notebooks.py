@@ -86,13 +86,19 @@ def why_unpublishable(label, count, preparation, mode="full", info=""):
     return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
 
 
-def publish_run(folder):
-    """Copies a run's small files to results/, and weights to weights/; whether any was new.
-    Ends the program where the run is not one to publish."""
-    info, changed = json.loads((folder / "run.json").read_text("utf-8")), False
+def read_publishable(folder):
+    """The run.json of a run; ends the program where the run is not one to publish."""
+    info = json.loads((folder / "run.json").read_text("utf-8"))
     label, count, preparation = (info["images"][k] for k in ("label", "count", "preparation"))
     if reason := why_unpublishable(label, count, preparation, info["mode"], str(info)):
         sys.exit(f"{folder} is not published: {reason}.")
+    return info
+
+
+def publish_run(folder):
+    """Copies a run's small files to results/, and weights to weights/; whether any was new."""
+    info, changed = read_publishable(folder), False
+    label = info["images"]["label"]
     target = PROJECT / "results" / label / f"seed-{info['seed']}" / info["run"]
     copies = {folder / file: target / file for file in info["files"] if file.endswith(".csv")}
     if info["seed"] == 0 and info["run"] in WITH_WEIGHTS and label == MAIN_IMAGES:
@@ -142,8 +148,9 @@ def main():
         print(f"--- {path.stem}: {time.monotonic() - started:.0f} s, outputs in {copy}", flush=True)
     if options.publish:
         runs = [run for path in chosen for run in out.glob(f"seed-0/{path.stem[:2]}_*/run.json")]
-        for run in runs:  # the first of them tells whether the images are real
-            publish_run(run.parent)
+        for publish in (read_publishable, publish_run):  # nothing is copied before all are read
+            for run in runs:
+                publish(run.parent)
         for path in chosen if runs else ():
             for cell in executed[path].cells:  # TensorFlow's own lines: they teach nobody anything
                 if cell.cell_type == "code":
