@@ -47,7 +47,7 @@ def stopping_epochs(losses, patience):
     return {"best": lowest[last] + 1, "last": last + 1}
 
 
-def sensitivity_table(notebook, images):
+def sensitivity_table(notebook, images=MAIN_IMAGES):
     """What published runs would have reached under other settings that the report leaves open: a
     smaller patience stops earlier on the same path, so one run with a large one tells about all.
     Returns a DataFrame: images, seed, dropout, stratified, patience, weights (of the "best" or the

@@ -26,7 +26,6 @@ from cxr.reference import MAIN_IMAGES, REPORTED, sensitivity_table, stopping_epo
 
 S01, (S02, S03, S04, S05), SMOOTHED = "01_data", REPORTED, "chest_xray_smoothed"
 S06, TRUST = "06_beyond", "06_beyond-trust"
-LONG = runs.run_name(S05, dropout=0.2, patience=10)
 ABLATIONS = ("zoom", "contrast", "nadam", "unshuffled", "unstopped", "rescaled")
 BEYOND = ("crops", "weak", "frozen", "random", "image", "scratch")  # of notebook 06
 COUNTS = "epoch|_as_|normals|found|missed|confused|positives|excess|above|minutes"
@@ -43,14 +42,13 @@ class Open(Exception):
 
 
 def read_runs():
-    """DataFrame, one row per published run: the columns that results/README.md lists, and kind (of
-    images, in words), info (run.json), wrong_normals (test images)."""
+    """DataFrame, one row per published run: the columns that results/README.md lists, and info
+    (run.json), wrong_normals (test images)."""
     rows = []
     for path in sorted(runs.RESULTS.glob("*/seed-*/*/run.json")):
         info = (run := runs.ModelRun(path.parent)).info
         rows.append({"images": path.parts[-4], "run": info["run"], "seed": info["seed"]}
-                    | (_measures(run) if "metrics" in info else {})
-                    | {"kind": info["images"]["preparation"].removeprefix("a "), "info": info}
+                    | (_measures(run) if "metrics" in info else {}) | {"info": info}
                     )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -97,17 +95,14 @@ def _measures(run):
 
 
 def pick(table, *names, least=MIN_SEEDS):
-    """The rows of some runs on the seeds they share, a dict from name to DataFrame by seed: on the
-    report's own kind of images if there are enough seeds of it, else on the kind with most."""
-    shared = {}
-    for label, rows in table.groupby("images"):
-        seeds = rows.groupby("run")["seed"].agg(set)
-        shared[label] = set.intersection(*(seeds.get(name, set()) for name in names))
-    enough = len(shared.get(MAIN_IMAGES, ())) >= least
-    label = MAIN_IMAGES if enough else max(shared, key=lambda x: len(shared[x]), default=None)
-    if len(shared.get(label, ())) < least:
-        raise Open(f"{len(shared.get(label, ()))} of {least} seeds of {' and '.join(names)}")
-    rows = table[(table["images"] == label) & table["seed"].isin(shared[label])]
+    """The rows of some runs on the report's kind of images, a dict from name to DataFrame by seed:
+    those of the seeds they share."""
+    rows = table[table["images"] == MAIN_IMAGES]
+    seeds = rows.groupby("run")["seed"].agg(set)
+    shared = set.intersection(*(seeds.get(name, set()) for name in names))
+    if len(shared) < least:
+        raise Open(f"{len(shared)} of {least} seeds of {' and '.join(names)}")
+    rows = rows[rows["seed"].isin(shared)]
     return {name: rows[rows["run"] == name].set_index("seed").sort_index() for name in names}
 
 
@@ -233,6 +228,8 @@ REMARKS = {  # on a difference: from the differences and the runs' rows to words
     "strength": strength, "capped": lambda _, long, short:
     " ({:.0f} and {:.0f} epochs, {} of {} ended by the epoch limit)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
+    "excluded": lambda differences, *_:
+    f", a gain above {100 * mean_interval(differences)[1]:.1f} points is excluded",
     "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
     "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),
 }  # fmt: skip
@@ -256,10 +253,6 @@ def judge(sample, part):
     return f"{part['difference']} {gain(column, values)}{remark}", verdict
 
 
-def other_images(rows):
-    return "" if (rows["images"] == MAIN_IMAGES).all() else f", {rows['kind'].iloc[0]}"
-
-
 def stand_in(rows):
     return STAND_IN * bool(set(rows["inception"]) - {"", "ImageNet weights"})
 
@@ -278,9 +271,9 @@ def claims(table):
             words = "; ".join(text for text, _ in found.values())
             verdict = combine_verdicts({title: verdict for title, (_, verdict) in found.items()})
             used = pd.concat(sample.values())
-            images = "originals" if "originals" in words else used["kind"].iloc[0]
+            images = "originals" if "originals" in words else "nearest neighbours"
             if seeded:
-                words += f"; {used.index.nunique()} seeds{other_images(used)}"
+                words += f"; {used.index.nunique()} seeds"
                 verdict += stand_in(used)
         except Open as reason:
             verdict = f"open: {reason}"
@@ -310,15 +303,14 @@ def models(table):
     """DataFrame, one row per model: what the README's table and accuracy.png show."""
     rows = []
     for name, report in REPORTED.items():
-        used = pick(table, name)[name]
-        data = table[(table["images"] == used["images"].iloc[0]) & (table["run"] == S01)]["info"]
+        used, data = pick(table, name)[name], pick(table, S01, least=1)[S01]["info"]
         known = [info["baselines"][f"{report['classes']} classes"] for info in data]
         rows.append({
             "model": report["model"], "report": report["accuracy"],
             "published": spread("accuracy", used["accuracy"]), "95% CI by patient":
             "{:.1%} to {:.1%}".format(*used[["accuracy_low", "accuracy_high"]].mean()),
             **pd.DataFrame(known).mean()[["majority class", "11 nearest neighbours"]],
-            "based on": f"{len(used)} seeds{other_images(used)}{stand_in(used)}",
+            "based on": f"{len(used)} seeds{stand_in(used)}",
             "runs": used["accuracy"], "interval": prediction_interval(used["accuracy"]),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -350,7 +342,7 @@ def draw(rows, description):
 
 GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
     **{f"{name[:2]}.": (name,) for name in (*REPORTED, S06)}, "05.03_": (S05, S03),
-    **{f"02.{name}_": (f"{S02}-{name}", S02) for name in ("unshuffled", "contrast")},
+    **{f"02.{name}_": (f"{S02}-{name}", S02) for name in ("unshuffled", "contrast", "zoom")},
     "04.rescaled_": (f"{S04}-rescaled", S04),
 }  # fmt: skip
 
@@ -363,7 +355,7 @@ def marker_texts(table):
     main = main.reindex([S01, *REPORTED, *beyond.values(), TRUST, f"{S04}-rescaled"])  # or NaN
     found, order = claims(table), [r["accuracy"] for r in pick(table, S05, S04, S03).values()]
     data, wrong = main["info"][S01], main["wrong_normals"]
-    readings = sensitivity_table(S05, pick(table, LONG)[LONG]["images"].iloc[0])
+    readings = sensitivity_table(S05)
     settings, reached = "stratified and dropout == 0.2 and patience == 3", readings["accuracy"]
     ends = readings.query(settings).pivot_table("accuracy", "seed", "weights")
     texts = {
@@ -400,7 +392,7 @@ def marker_texts(table):
         texts[key] = gain("accuracy", gap) if len(gap) > 1 else f"{100 * gap.mean():.1f} points"
     texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
-    seeds = table[(table["images"] == MAIN_IMAGES) & (table["run"] == S06)]
+    seeds = pick(table, S06, least=1)[S06]
     texts |= {f"06.range_{c}": " to ".join(form(c, seeds[c].agg(end)) for end in ("min", "max"))
               for c in columns}  # fmt: skip
     trust = main["info"][TRUST]
@@ -431,7 +423,7 @@ def marker_texts(table):
 
 def listed(table):
     """The content of runs.csv."""
-    table = table.dropna(subset="accuracy").drop(columns=["kind", "info", "wrong_normals"])
+    table = table.dropna(subset="accuracy").drop(columns=["info", "wrong_normals"])
     return table.round(6).convert_dtypes().to_csv(index=False, lineterminator="\n")
 
 
@@ -460,7 +452,8 @@ def files(table):
 
 def main():
     table = read_runs()
-    (runs.RESULTS / "runs.csv").write_text(listed(table), encoding="utf-8")
+    with atomic_write(runs.RESULTS / "runs.csv") as part:  # `files` reads it
+        part.write_text(listed(table), encoding="utf-8")
     written, missing = files(table)
     for path, content in written.items():
         with atomic_write(path) as part:

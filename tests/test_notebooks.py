@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pandas as pd
@@ -17,7 +18,8 @@ from cxr import reference
 PROJECT = utils.PROJECT
 NOTEBOOKS = [(path, nbformat.read(path, 4)) for path in sorted(PROJECT.glob("notebooks/*.ipynb"))]
 SEED_0 = PROJECT / "results" / "chest_xray_nearest224" / "seed-0"
-PUBLISHED = r"published_runs\(|cross_test|\bruns[.[]|binomtest"  # cells that need no images
+PUBLISHED = r"published_runs\(|cross_test|\bruns[.[]|binomtest"  # cells that need results/ alone
+MEASURED = r"|metrics_table|two_classes =|is_correct|on_validation =|\.\.\. called"
 REPORT_TEXT = os.environ.get("CXR_TEST_REPORT")
 
 
@@ -114,22 +116,37 @@ def test_tables_and_printed_measures_are_those_of_results():
         assert f"<td>{len(shown)} epochs" in html(notebook) or path.stem == "06_beyond", path.name
 
 
-def test_tables_of_published_runs_are_what_their_cells_give_today():
-    tables = (utils.ModelRun(SEED_0 / path.stem).predictions for path, _ in NOTEBOOKS[2:5])
-    tables = [table[table["split"] == "test"].set_index("file") for table in tables]
-    models = dict(zip(("CNN_1", "InceptionV3*", "CNN_1 transfer"), tables, strict=True))
+def test_tables_of_published_runs_are_what_their_cells_give_today(monkeypatch, capsys):
+    def rows(page):
+        found = re.findall("<tr.*?</tr>", page, re.S)
+        return [row for row in found if not re.search("majority|nearest neighbours<", row)]
+
+    saved = {path.stem: utils.ModelRun(SEED_0 / path.stem) for path, _ in NOTEBOOKS}
+    monkeypatch.setattr(utils, "load_run", lambda config, name, *_: saved[name])
+    monkeypatch.setattr(utils, "baselines", lambda *_: {})  # they need all training images
     compared = 0
-    for _, notebook in NOTEBOOKS:
-        names = {"utils": utils, "pd": pd, "stats": stats, "models": models}
+    for path, notebook in NOTEBOOKS[1:]:
+        predictions = saved[path.stem].predictions
+        test = predictions[predictions["split"] == "test"]
+        names = dict.fromkeys(("config", "images", "train", "cnn_1", "model", "NUM_CLASSES"))
+        names |= {"utils": utils, "pd": pd, "stats": stats, "test": test, "test_predictions": test}
+        names |= {"checkpoint": mock.Mock(is_new=False), "predictions": predictions}
+        pattern = PUBLISHED + MEASURED * (path.stem != "06_beyond")
         for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-            if "plt" not in cell.source and re.search(PUBLISHED, cell.source):
+            if "is_correct" in cell.source:
+                said = {n: utils.predicted_classes(t) for n, t in names["models"].items()}
+                names["table"] = pd.DataFrame({**said, "true": names["models"]["CNN_1"]["true"]})
+            if "plt" not in cell.source and re.search(pattern, cell.source):
+                capsys.readouterr()
                 exec(cell.source, names)  # noqa: S102
+                said = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+                assert said.endswith(capsys.readouterr().out), cell.source  # load_run's come first
                 last = ast.unparse(ast.parse(cell.source).body[-1].value)
                 shown = eval(last, names)  # noqa: S307
                 for output in (o for o in cell.outputs if "text/html" in o.get("data", {})):
-                    assert output.data["text/html"] == shown._repr_html_(), cell.source
+                    assert rows(output.data["text/html"]) == rows(shown._repr_html_()), cell.source
                     compared += 1
-    assert compared == 10
+    assert compared == 19
 
 
 @pytest.mark.skipif(not REPORT_TEXT, reason="CXR_TEST_REPORT does not name the report's text")
@@ -144,6 +161,10 @@ def test_quotations_are_the_reports_words():
         counts = f"{run['parameters']:,}", f"{run['trainable']:,}"
         for said in (*counts, f"{run['accuracy']:.0%}", f"{run['epochs']}epochs"):
             assert said in squeezed, said
+    (_, wrong), (missed, found) = reference.REPORTED["02_cnn1_2class"]["confusion"]
+    size = "{} x {} pixels".format(*reference.REPORT["average_size"])
+    assert f"({found}/{found + missed})" in report and f"({wrong}/234)" in report
+    assert size in report and f"{reference.REPORT['images']} x-ray" in report
     for _, notebook in NOTEBOOKS:
         prose = "\n".join(sources(notebook, "markdown"))
         for quotation in re.findall(r"^> \*(.*)\*$", prose, re.M):
