@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from cxr.files import PROJECT, RESULTS
-from cxr.runs import DEFAULTS, ModelRun
+from cxr.runs import DEFAULTS, MAIN_IMAGES, ModelRun
 
 REPORT = json.loads((PROJECT / "cxr" / "reported.json").read_text(encoding="utf-8"))
 CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
@@ -15,7 +15,6 @@ for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape
         _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
 (_a, _b), (_c, _d) = REPORTED["02_cnn1_2class"]["confusion"]
 REPORTED["02_cnn1_2class"] |= {"sensitivity": _d / (_c + _d), "specificity": _a / (_a + _b)}
-MAIN_IMAGES = "chest_xray_nearest224"  # prepared as the report does
 _MAIN = {**DEFAULTS, "stratified": True, "ablation": ""}
 
 
@@ -47,19 +46,19 @@ def stopping_epochs(losses, patience):
     return {"best": lowest[last] + 1, "last": last + 1}
 
 
-def sensitivity_table(notebook, images=MAIN_IMAGES):
+def sensitivity_table(notebook):
     """What published runs would have reached under other settings that the report leaves open: a
     smaller patience stops earlier on the same path, so one run with a large one tells about all.
-    Returns a DataFrame: images, seed, dropout, stratified, patience, weights (of the "best" or the
+    Returns a DataFrame: seed, dropout, stratified, patience, weights (of the "best" or the
     "last" epoch), epoch (of these, from 1) and accuracy on the test images, if it was followed."""
-    rows, columns = [], ["images", "seed", "dropout", "stratified", "patience", "weights"]
+    rows, columns = [], ["seed", "dropout", "stratified", "patience", "weights"]
     every = dict.fromkeys(("dropout", "patience", "stratified"))
-    for run in published_runs(notebook, images, **every).itertuples():
+    for run in published_runs(notebook, **every).itertuples():
         history = _history(run)
         for patience in range(2, min(run.patience, 10) + 1) if "test_accuracy" in history else ():
             for weights, epoch in stopping_epochs(history["val_loss"], patience).items():
-                rows.append((run.images, run.seed, run.dropout, run.stratified, patience,
-                             weights, epoch, history["test_accuracy"][epoch - 1]))  # fmt: skip
+                rows.append((run.seed, run.dropout, run.stratified, patience, weights, epoch,
+                             history["test_accuracy"][epoch - 1]))  # fmt: skip
     return pd.DataFrame(rows, columns=[*columns, "epoch", "accuracy"]).drop_duplicates(columns)
 
 

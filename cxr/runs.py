@@ -13,6 +13,7 @@ import tensorflow as tf
 from cxr import files
 from cxr.files import RESULTS, STATE, WEIGHTS, UserError, atomic_write, checksum, display_path
 
+MAIN_IMAGES = "chest_xray_nearest224"  # label of those of the published runs: as in the report
 DEFAULTS = {"dropout": 0.2, "patience": 3}  # what the report leaves open
 _IMAGES = ("label", "name", "preparation", "fingerprint", "test_fingerprint")
 
@@ -112,11 +113,11 @@ def find_own_run(config, name):
 
 
 def find_published_run(name, need_weights=False):
-    """The published run with seed 0 of this name as `ModelRun`, on the report's own kind of images
-    if there is one; None where there is none, or none with weights where these are needed."""
-    found = [ModelRun(path.parent) for path in RESULTS.glob(f"*/seed-0/{name}/run.json")]
-    found.sort(key=lambda run: run.info["images"]["preparation"] != "nearest neighbours")
-    return next((run for run in found if run.has_weights or not need_weights), None)
+    """The published run with seed 0 of this name as `ModelRun`; None where there is none, or it has
+    no weights and these are needed."""
+    folder = RESULTS / MAIN_IMAGES / "seed-0" / name
+    run = ModelRun(folder) if (folder / "run.json").exists() else None
+    return run if run and (run.has_weights or not need_weights) else None
 
 
 def load_run(config, name, images):

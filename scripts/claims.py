@@ -229,7 +229,7 @@ REMARKS = {  # on a difference: from the differences and the runs' rows to words
     " ({:.0f} and {:.0f} epochs, {} of {} ended by the epoch limit)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
     "excluded": lambda differences, *_:
-    f", a gain above {100 * mean_interval(differences)[1]:.1f} points is excluded",
+    f", a gain above {100 * mean_interval(differences)[1]:.1f} points is outside it",
     "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
     "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),
 }  # fmt: skip
@@ -303,8 +303,8 @@ def models(table):
     """DataFrame, one row per model: what the README's table and accuracy.png show."""
     rows = []
     for name, report in REPORTED.items():
-        used, data = pick(table, name)[name], pick(table, S01, least=1)[S01]["info"]
-        known = [info["baselines"][f"{report['classes']} classes"] for info in data]
+        used, data = pick(table, name, S01).values()
+        known = [info["baselines"][f"{report['classes']} classes"] for info in data["info"]]
         rows.append({
             "model": report["model"], "report": report["accuracy"],
             "published": spread("accuracy", used["accuracy"]), "95% CI by patient":
@@ -370,6 +370,7 @@ def marker_texts(table):
         "order.seeds": f"{len(order[0])}", "sensitivity.max": f"{reached.max():.1%}",
         "sensitivity.last": gain("accuracy", later[True, 0.2]), "sensitivity.unstratified_last":
         "{:+.1f} to {:+.1f} points".format(*100 * later[False].agg(["min", "max"])),
+        "sensitivity.max_epoch": f"{readings['epoch'][reached.idxmax()]}",
         "sensitivity.reached": f"{sum(reached >= REPORTED[S05]['accuracy'])} of {len(reached)}",
         "01.originals": f"{len(data['sizes']['width'])}",
         "01.cause_runs": f"{data['cause_runs']:,}",

@@ -98,10 +98,9 @@ def read_publishable(folder):
 def publish_run(folder):
     """Copies a run's small files to results/, and weights to weights/; whether any was new."""
     info, changed = read_publishable(folder), False
-    label = info["images"]["label"]
-    target = PROJECT / "results" / label / f"seed-{info['seed']}" / info["run"]
+    target = PROJECT / "results" / MAIN_IMAGES / f"seed-{info['seed']}" / info["run"]
     copies = {folder / file: target / file for file in info["files"] if file.endswith(".csv")}
-    if info["seed"] == 0 and info["run"] in WITH_WEIGHTS and label == MAIN_IMAGES:
+    if info["seed"] == 0 and info["run"] in WITH_WEIGHTS:
         copies[folder / "model.weights.h5"] = PROJECT / "weights" / f"{info['run']}.weights.h5"
     for old, new in [*copies.items(), (folder / "run.json", target / "run.json")]:
         if not new.exists() or not filecmp.cmp(old, new, shallow=False):

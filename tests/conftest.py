@@ -22,13 +22,11 @@ def make_config(tmp_path):
 
 @pytest.fixture
 def config(tiny_set, make_config):
-    """On the tiny set."""
     return make_config(tiny_set())
 
 
 @pytest.fixture
 def images(config):
-    """Those of the tiny set."""
     return utils.load_images(config)
 
 
@@ -43,11 +41,9 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def whole(finished):
-    """The undisturbed training."""
     return finished[2]
 
 
 @pytest.fixture(scope="session")
 def sample_images():
-    """The X-rays of data/sample."""
     return utils.load_images(utils.setup())

@@ -1,5 +1,7 @@
 """Notebook 06's own: crops, thresholds, calibration, other shares, stress, images of one's own."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -107,6 +109,11 @@ def test_a_folder_of_ones_own(tmp_path):
 
 
 def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, sample_images):
+    for make in (bool, Path.touch):
+        make(path := tmp_path / "mine.jpeg")
+        with pytest.raises(utils.UserError, match=r"mine\.jpeg cannot be used .* Files pane"):
+            beyond.load_user_image(path)
+
     def warnings(pixels):
         train = sample_images.metadata.query("source_split == 'train'")
         return beyond.out_of_distribution_warnings(pixels, sample_images, train)
@@ -122,11 +129,3 @@ def test_pictures_of_no_chest_are_doubted_and_test_images_hardly_ever(tmp_path, 
         assert len(found) == len(wanted) and all(map(str.startswith, found, wanted)), found
     test = sample_images.metadata.query("source_split == 'test'").sample(8, random_state=0)
     assert sum(bool(warnings(sample_images.pixels[number])) for number in test.index) <= 1
-
-
-def test_a_file_that_is_no_picture_is_named(tmp_path):
-    path = tmp_path / "mine.jpeg"
-    for make in (bool, lambda picture: picture.touch()):
-        make(path)
-        with pytest.raises(utils.UserError, match=r"mine\.jpeg cannot be used .* Files pane"):
-            beyond.load_user_image(path)

@@ -24,7 +24,6 @@ def published():
 
 @pytest.fixture(scope="module")
 def files(published):
-    """What `make results` would write."""
     return claims.files(published)[0]
 
 
@@ -36,7 +35,6 @@ def old(published):
 
 
 def judge(table, claim):
-    """The row of one claim, from a table of runs."""
     with mock.patch.object(reference, "CLAIMS", {claim: ("", "")}):
         return claims.claims(table).iloc[0]
 
@@ -63,6 +61,18 @@ def test_the_rules_in_words_name_the_numbers_of_the_code():
                   f"at most {100 * claims.MAX_WIDTH:.0f} points for a share"):  # fmt: skip
         assert words in text
     assert list(reference.CLAIMS) == sorted(claims.PARTS) == [f"C{n:02}" for n in range(1, 30)]
+
+
+def test_numbers_are_filled_in_and_nothing_else(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "PROJECT", tmp_path)
+    texts = {"a.b": "76%", "c": "| t |\n", "new": None, "claims": "| x |\n"}
+    monkeypatch.setattr(claims, "marker_texts", lambda _: texts)
+    prose = "é **<!--a.b-->{}<!---->**, <!--new-->?<!---->. <!-- c -->\n{}<!-- /c -->\n"
+    (page := tmp_path / "README.md").write_text(prose.format("75%", "| old |\n"), "utf-8")
+    written, missing = claims.files(published)
+    assert written[page] == prose.format("76%", "| t |\n") and missing == ["new"]
+    page.write_text("<!--a.x-->1<!---->", encoding="utf-8")
+    pytest.raises(KeyError, claims.files, published)
 
 
 def test_the_intervals_are_students():
@@ -188,6 +198,7 @@ def test_rows_say_what_a_reader_must_know(old):
     assert claims.strength(None, None, other) == ", times 0.9 to 1.1"
     assert "3 of 3 unshuffled runs call every test" in judge(old, "C09")["published"]
     assert "(95 and 45 epochs, 3 of 4 ended by the epoch limit)" in judge(old, "C29")["published"]
+    assert "), a gain above" in judge(old, "C27")["published"]
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
 

@@ -45,7 +45,6 @@ def test_make_lists_the_commands_and_refuses_other_pythons(tmp_path, monkeypatch
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of what the scripts rewrite, and one more notebook, of one cell."""
     shutil.copytree(PROJECT / "notebooks", tmp_path / "notebooks")
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(EXTRA)])
@@ -101,13 +100,16 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
             assert "Nothing is published" in run(patch, "--publish")
     assert not (project / "out").exists()  # nothing was executed
     random = {"pretrained": "random weights, never trained"}
+    leave_run(project / "out", "99_good")
     for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}, random):
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")
+        assert not (project / "results").exists()
     leave_run(project / "out", "99_extra")
     assert run(monkeypatch, "--publish") is True
-    [published] = (project / "results").rglob("run.json")
-    assert published.parent == project / "results/chest_xray_nearest224/seed-0/99_extra"
+    published = {path.parent for path in (project / "results").rglob("run.json")}
+    folder = project / "results/chest_xray_nearest224/seed-0"
+    assert published == {folder / "99_extra", folder / "99_good"}
 
 
 def test_every_edit_fits_the_committed_notebooks_once_and_changes_what_it_says():
@@ -135,3 +137,7 @@ def test_the_study_never_builds_on_another_seed_and_says_what_it_makes_again(pro
         ours.run(study.Step(name), 7)  # 03 is finished: it is published; but 05 needs its weights
     assert made == [("03_cnn1_3class", {"RETRAIN": True}), ("05_cnn1_transfer", {})]
     assert "made again" in (ours.out / "study.log").read_text()
+    published = []
+    monkeypatch.setattr(run_notebooks, "publish_run", lambda run: published.append(run.name))
+    ours.update_results()
+    assert published == ["05_cnn1_transfer"]  # the published 03 stays: other runs rest on it

@@ -1,13 +1,11 @@
 """An explanation is of the right place."""
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import beyond
-import utils
 from cxr.explain import hires_cam
 
 
@@ -36,12 +34,3 @@ def test_an_explanation_is_of_what_sets_a_class_apart_place_by_place(model):
         heat = hires_cam(model, picture, number)
         np.testing.assert_allclose(heat, wanted[..., 0] / np.max(wanted), atol=1e-3)
     assert np.isnan(beyond.heat_outside(model, np.zeros((224, 224), np.uint8)))  # nothing speaks
-
-
-def test_the_figure_of_a_prediction(model):
-    pixels = np.random.default_rng(1).integers(0, 256, (224, 224), np.uint8)
-    figure = utils.plot_prediction(model, pixels, 3, "title")
-    wanted = model.predict(utils.to_rgb(pixels)[None] / np.float32(255), verbose=0)[0]
-    assert [text.get_text() for text in figure.axes[2].texts] == [f"{v:.1%}" for v in wanted[::-1]]
-    assert utils.CLASS_NAMES[3][wanted.argmax()] in figure.axes[1].get_title()
-    plt.close(figure)

@@ -24,20 +24,16 @@ def run(finished, tmp_path):
 
 @pytest.fixture
 def publish(run, monkeypatch, tmp_path):
-    """Publishes the run as one of images that were prepared in some way."""
+    """Publishes the run, with its weights."""
     for name in ("RESULTS", "WEIGHTS"):
         for module in (cxr.files, cxr.runs):
             monkeypatch.setattr(module, name, tmp_path / name.lower())
-    (tmp_path / "weights").mkdir()
 
-    def publish(label, preparation, weights=False):
-        folder = tmp_path / "results" / label / "seed-0" / NAME
+    def publish():
+        folder = tmp_path / "results" / cxr.runs.MAIN_IMAGES / "seed-0" / NAME
         shutil.copytree(run[0].output_dir / NAME, folder)
-        info = cxr.files.read_json(folder / "run.json")
-        info["images"]["preparation"] = preparation
-        cxr.files.write_json(folder / "run.json", info)
-        path = folder / "model.weights.h5"
-        path.rename(tmp_path / "weights" / f"{NAME}.weights.h5") if weights else path.unlink()
+        (tmp_path / "weights").mkdir()
+        (folder / "model.weights.h5").rename(tmp_path / "weights" / f"{NAME}.weights.h5")
         return folder
 
     return publish
@@ -63,7 +59,7 @@ def test_a_run_holds_all_that_later_notebooks_need(whole, run):
 
 
 def test_a_damaged_file_is_refused_by_name_with_what_helps(run, publish):
-    published = publish("nearest", "nearest neighbours", weights=True)
+    published = publish()
     for name in sorted(FILES):
         theirs = cxr.runs.WEIGHTS / f"{NAME}.weights.h5" if "weights" in name else published / name
         ours = run[0].output_dir / NAME / name
@@ -88,16 +84,16 @@ def test_a_run_that_does_not_fit_is_refused_and_a_missing_one_named(run):
         utils.load_run(config, "09_none", images)
 
 
-def test_ones_own_run_comes_first_and_then_the_reports_own_images(run, publish, capsys):
-    config, images = run
-    other = publish("a_smoothed", "a smoothed copy")
+def test_ones_own_run_comes_first_and_the_published_one_may_be_of_other_images(
+    run, publish, capsys
+):
+    (config, images), published = run, publish()
     elsewhere = dataclasses.replace(config, output_dir=config.output_dir / "none")
-    assert utils.load_run(elsewhere, NAME, images).folder == other
-    said = capsys.readouterr().out
-    assert "the published run (you have none of your own)" in said and "NOTE: trained on" in said
-    nearest = publish("nearest", "nearest neighbours", weights=True)
-    found = utils.load_run(elsewhere, NAME, images)
-    assert found.folder == nearest and found.has_weights and "NOTE" not in capsys.readouterr().out
+    for prepared in ("nearest neighbours", "a smoothed copy"):
+        mine = dataclasses.replace(images, preparation=prepared)
+        found, said = utils.load_run(elsewhere, NAME, mine), capsys.readouterr().out
+        assert found.folder == published and found.has_weights and "(you have none of" in said
+        assert ("NOTE: trained on images resized by nearest" in said) == ("copy" in prepared)
     assert utils.load_run(config, NAME, images).folder == config.output_dir / NAME
     assert "your own run" in capsys.readouterr().out
 
@@ -106,7 +102,7 @@ def test_the_published_run_never_replaces_ones_own(whole, run, publish, capsys):
     config, _ = run
     with pytest.raises(utils.UserError, match="02_small: no whole weights in weights"):
         small.train(config, use_published=True)
-    publish("nearest", "nearest neighbours", weights=True)
+    publish()
     small.train(config, epochs=1, retrain=True)
     mine = small.contents(config.output_dir)
     small.assert_same(whole, small.train(config, use_published=True, rate=5e-2))

@@ -151,3 +151,6 @@ def test_whatever_is_wrong_with_the_sample_is_named(tiny_set, monkeypatch):
     for path, reason in ((changed, "missing or damaged"), (missing, "missing or damaged"),
                          (extra, "not part of it")):  # fmt: skip
         assert f"{path.parent.name}/{path.name}: {reason}" in str(error.value)
+    (root / "manifest.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(utils.UserError, match="manifest.csv: missing or damaged"):
+        find_images("sample")

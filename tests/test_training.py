@@ -19,8 +19,6 @@ from cxr import reference, training
 
 @pytest.fixture
 def killed(config):
-    """Trains until the end of a process after some epoch."""
-
     def train(epoch, **options):
         with pytest.raises(Killed):
             small.train(config, killed_after=epoch, **options)
