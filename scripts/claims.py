@@ -229,7 +229,7 @@ REMARKS = {  # on a difference: from the differences and the runs' rows to words
     " ({:.0f} and {:.0f} epochs, {} of {} ended by the epoch limit)".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
     "excluded": lambda differences, *_:
-    f", a gain above {100 * mean_interval(differences)[1]:.1f} points is outside it",
+    f", which leaves out a gain above {100 * mean_interval(differences)[1]:.1f} points",
     "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
     "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),
 }  # fmt: skip
@@ -358,7 +358,7 @@ def marker_texts(table):
     readings = sensitivity_table(S05)
     ends, reached = readings.query("patience == 3"), readings["accuracy"]
     ends = ends.pivot_table("accuracy", ["stratified", "dropout", "seed"], "weights")
-    later = ends["last"] - ends["best"]
+    later, best = ends["last"] - ends["best"], readings.loc[reached.idxmax()]
     texts = {
         "claims": markdown(found), "tally": tally(found),
         "models": markdown(models(table).drop(columns=["runs", "interval"])),
@@ -370,7 +370,9 @@ def marker_texts(table):
         "order.seeds": f"{len(order[0])}", "sensitivity.max": f"{reached.max():.1%}",
         "sensitivity.last": gain("accuracy", later[True, 0.2]), "sensitivity.unstratified_last":
         "{:+.1f} to {:+.1f} points".format(*100 * later[False].agg(["min", "max"])),
-        "sensitivity.max_epoch": f"{readings['epoch'][reached.idxmax()]}",
+        "sensitivity.max_epoch": f"{best.epoch}", "sensitivity.best":
+        f"seed {best.seed}, dropout {best.dropout:g}, {'un' * (not best.stratified)}stratified, "
+        f"patience {best.patience}, {best.weights} epoch",
         "sensitivity.reached": f"{sum(reached >= REPORTED[S05]['accuracy'])} of {len(reached)}",
         "01.originals": f"{len(data['sizes']['width'])}",
         "01.cause_runs": f"{data['cause_runs']:,}",

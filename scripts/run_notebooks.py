@@ -148,7 +148,7 @@ def main():
     if options.publish:
         runs = [run for path in chosen for run in out.glob(f"seed-0/{path.stem[:2]}_*/run.json")]
         for publish in (read_publishable, publish_run):  # nothing is copied before all are read
-            for run in runs:
+            for run in sorted(runs):
                 publish(run.parent)
         for path in chosen if runs else ():
             for cell in executed[path].cells:  # TensorFlow's own lines: they teach nobody anything

@@ -169,7 +169,7 @@ def main():
     study = Study(out, images.label, publish=not options.out_only)
     study.update_results()  # a kill may have come in between
     for group in options.steps:
-        for seed in options.seeds if group == "main" else options.seeds[:3]:
+        for seed in options.seeds[: None if group in ("main", "ablations") else 3]:
             for step in GROUPS[group]:
                 study.run(step, seed)
     sys.exit(f"{study.failed} steps failed" if study.failed else 0)

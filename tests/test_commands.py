@@ -100,7 +100,7 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
             assert "Nothing is published" in run(patch, "--publish")
     assert not (project / "out").exists()  # nothing was executed
     random = {"pretrained": "random weights, never trained"}
-    leave_run(project / "out", "99_good")
+    leave_run(project / "out", "99_before")
     for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}, random):
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")
@@ -109,7 +109,7 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
     assert run(monkeypatch, "--publish") is True
     published = {path.parent for path in (project / "results").rglob("run.json")}
     folder = project / "results/chest_xray_nearest224/seed-0"
-    assert published == {folder / "99_extra", folder / "99_good"}
+    assert published == {folder / "99_extra", folder / "99_before"}
 
 
 def test_every_edit_fits_the_committed_notebooks_once_and_changes_what_it_says():

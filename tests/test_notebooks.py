@@ -116,7 +116,7 @@ def test_tables_and_printed_measures_are_those_of_results():
         assert f"<td>{len(shown)} epochs" in html(notebook) or path.stem == "06_beyond", path.name
 
 
-def test_tables_of_published_runs_are_what_their_cells_give_today(monkeypatch):
+def test_tables_of_published_runs_are_what_their_cells_give_today(monkeypatch, capsys):
     def rows(page):
         found = re.findall("<tr.*?</tr>", page, re.S)
         return [row for row in found if not re.search("majority|nearest neighbours<", row)]
@@ -135,6 +135,8 @@ def test_tables_of_published_runs_are_what_their_cells_give_today(monkeypatch):
         for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
             if "plt" not in cell.source and re.search(pattern, cell.source):
                 exec(cell.source, names)  # noqa: S102
+                said = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+                assert said.endswith(capsys.readouterr().out), cell.source
                 last = ast.unparse(ast.parse(cell.source).body[-1].value)
                 shown = eval(last, names)  # noqa: S307
                 for output in (o for o in cell.outputs if "text/html" in o.get("data", {})):
