@@ -20,3 +20,8 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         shutil.rmtree(config.cxr_out, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file right after the notebooks: no worker is to wait for it in the end."""
+    items.sort(key=lambda item: item.path.suffix == ".py" and item.path.stem != "test_training")
