@@ -95,8 +95,8 @@ def out_of_distribution_warnings(pixels, images, train):
 
 
 def score_folder(model, folder):
-    """Accuracy and ROC AUC, in words, of a model whose first class is *normal* on a folder with
-    NORMAL and PNEUMONIA in it. UserError where one is missing or empty, or with all the files that
+    """The measures, in words, of a model whose first class is *normal* on a folder with NORMAL and
+    PNEUMONIA in it. UserError where one is missing or empty, or with all the files that
     cannot be used."""
     kinds = ("NORMAL", "PNEUMONIA")
     files = {kind: sorted(Path(folder).expanduser().glob(f"{kind}/[!.]*")) for kind in kinds}
@@ -113,5 +113,8 @@ def score_folder(model, folder):
         raise UserError(f"EXTERNAL: move these files away, which cannot be used:\n{lines}")
     normal = _normal(model, np.stack(pixels))
     is_ill = np.repeat([False, True], [len(files[kind]) for kind in kinds])
-    accuracy, auc = np.mean((normal < 0.5) == is_ill), metrics.roc_auc_score(is_ill, -normal)
-    return f"{len(is_ill)} images, accuracy {accuracy:.1%}, ROC AUC {auc:.3f}"
+    ill, auc = normal < 0.5, metrics.roc_auc_score(is_ill, -normal)
+    return (
+        f"{len(is_ill)} images, sensitivity {ill[is_ill].mean():.1%}, specificity "
+        f"{1 - ill[~is_ill].mean():.1%}, accuracy {np.mean(ill == is_ill):.1%}, ROC AUC {auc:.3f}"
+    )

@@ -133,18 +133,20 @@ def _build_cache(folder, root, source, metadata):
             return f"{file}: {reason or type(error).__name__}"
 
     with atomic_write(folder / "pixels.npy", size=len(metadata) * IMAGE_SIZE**2) as part:
+        pixels = np.empty((len(metadata), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
-            found = pool.map(read, metadata["file"])
-            results = list(files.progress(found, "reading images", len(metadata)))
-        if unusable := [result for result in results if isinstance(result, str)]:
+            found, sizes, unusable = pool.map(read, metadata["file"]), [], []
+            for result in files.progress(found, "reading images", len(metadata)):
+                if isinstance(result, str):
+                    unusable.append(result)
+                    continue
+                image, size = result
+                pixels = to_rgb(pixels) if image.ndim == 3 else pixels  # all, once one is
+                pixels[len(sizes)] = to_rgb(image) if pixels.ndim == 4 else image
+                sizes.append(size)
+        if unusable:
             lines = f"{len(unusable)} of {len(metadata)} files in {root} cannot be used:", *unusable
             raise UserError("\n  ".join(lines) + "\nFetch new ones (data/README.md) or move these.")
-        arrays, sizes = zip(*results, strict=True)
-        colour = any(pixels.ndim == 3 for pixels in arrays)
-        shape = (len(arrays), IMAGE_SIZE, IMAGE_SIZE, 3)[: 4 if colour else 3]
-        pixels = np.empty(shape, np.uint8)
-        for number, image in enumerate(arrays):
-            pixels[number] = to_rgb(image) if colour else image
         np.save(part, pixels)
     metadata = metadata.join(pd.DataFrame(sizes, columns=["width", "height"]))
     with atomic_write(folder / "metadata.csv") as part:

@@ -10,8 +10,8 @@ from pathlib import Path
 from cxr.files import STATE, UserError, atomic_write, checksum, read_json
 
 DRIVE = Path("/content/drive")
+REPLACES = ".replaces"  # beside a marker: it may overwrite another one on Drive
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
-_pending = {}  # by place, of this session: the set-up cell, run again, makes another DriveSync
 
 
 def mount():
@@ -29,11 +29,11 @@ def mount():
 
 class DriveSync:
     """Keeps files below `remote`, on Drive, like those below `local`; paths given are local ones.
-    `pending` maps markers that Drive has not taken to whether they replace others there."""
+    `pending` are the markers that Drive has not taken yet; a set-up finds them all again."""
 
     def __init__(self, local, remote):
         self.local, self.remote, self.failing = local, remote, False
-        self.pending, self.state_copied = _pending.setdefault((local, remote), {}), time.monotonic()
+        self.pending, self.state_copied = {}, time.monotonic()
 
     def remote_path(self, path):
         """The path on Drive of a local file or folder."""
@@ -41,14 +41,16 @@ class DriveSync:
 
     def upload(self, marker, replace=False):
         """Copies a complete folder to Drive, and what was pending before it. A different one there
-        is overwritten only if `replace`."""
-        self.pending[marker] = replace or self.pending.get(marker, False)
-        for waiting, replaces in list(self.pending.items()):
-            remote = self.remote_path(waiting)
+        is overwritten only if `replace`, which outlives the session as a file."""
+        if replace:
+            marker.with_name(REPLACES).touch()
+        self.pending[marker] = None
+        for waiting in list(self.pending):
+            remote, replaces = self.remote_path(waiting), waiting.with_name(REPLACES)
             with self._tolerant(UserError):
                 is_new = not remote.exists()
                 differs = not is_new and not filecmp.cmp(waiting, remote, shallow=False)
-                if differs and not replaces:
+                if differs and not replaces.exists():
                     print(f"Drive has another finished {waiting.parent.name} and keeps it; this "
                           f"session's stays in {waiting.parent}. RETRAIN replaces it.")  # fmt: skip
                 elif differs:  # whole beside the old one, then in its place
@@ -61,6 +63,7 @@ class DriveSync:
                     self._copy_folder(waiting, remote)
                 if is_new or differs:
                     (remote.parent / STATE).unlink(missing_ok=True)  # of what is finished now
+                replaces.unlink(missing_ok=True)
                 del self.pending[waiting]
         if self.failing and not self.pending:
             print("Google Drive works again.")

@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
+import psutil
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,9 @@ def atomic_write(path, size=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size:
         raise UserError(f"{path} takes {size / 1e6:.0f} MB, more than is free. {_MORE_SPACE}")
-    for stale in path.parent.glob(f".*.part.{path.name}"):  # of a killed run
-        with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > 3600:
+    for stale in path.parent.glob(f".*.part.{path.name}"):
+        with contextlib.suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(stale.name.split(".")[1])):  # its process was killed
                 stale.unlink()
     part = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:

@@ -91,6 +91,7 @@ def _measures(run):
         "found": (found := (ill == test["true"][~normal]).sum()), "normals": normal.sum(),
         "missed": (missed := (ill == "normal").sum()), "confused": len(ill) - found - missed,
         "false_positives": len(wrong), "wrong_normals": frozenset(wrong),
+        "normal_share": len(wrong) / (len(wrong) + len(ill) - found),
     }  # fmt: skip
 
 
@@ -273,8 +274,8 @@ def claims(table):
             used = pd.concat(sample.values())
             images = "originals" if "originals" in words else "nearest neighbours"
             if seeded:
-                words += f"; {used.index.nunique()} seeds"
                 verdict += stand_in(used)
+            words += f"; {used.index.nunique()} seeds" if seeded else "; seed 0"
         except Open as reason:
             verdict = f"open: {reason}"
         rows.append((claim, report, images, words, verdict, section))
@@ -397,9 +398,6 @@ def marker_texts(table):
         texts[key] = gain("accuracy", gap) if len(gap) > 1 else f"{100 * gap.mean():.1f} points"
     texts |= {key + c: form(c, main[c][name]) for key, name in beyond.items() for c in columns}
     texts |= {f"06.{kind}": f"{main['info'][S06][kind]:,}" for kind in ("parameters", "trainable")}
-    seeds = pick(table, S06, least=1)[S06]
-    texts |= {f"06.range_{c}": " to ".join(form(c, seeds[c].agg(end)) for end in ("min", "max"))
-              for c in columns}  # fmt: skip
     trust = main["info"][TRUST]
     for key, title in {"06": "Xception (06)", "02": "CNN_1 (02)"}.items():
         reached = pd.DataFrame(trust["stress"][title]).T["accuracy"]
@@ -419,6 +417,8 @@ def marker_texts(table):
             (rows, *others), enough = [table[:1]] * len(names), False
         inner, accuracy = key + "mean_" * key.endswith("."), rows["accuracy"]
         means = {inner + column: form(column, rows[column].mean()) for column in columns}
+        means |= {f"{key}range_{c}": " to ".join(form(c, rows[c].agg(e)) for e in ("min", "max"))
+                  for c in columns}  # fmt: skip
         means |= {key + how: form("", accuracy.agg(how)) for how in ("mean", "max")}
         means |= {f"{key}seeds": f"{len(rows)}", f"{key}sd": f"{100 * accuracy.std():.1f} points"}
         means |= {f"{key}gain_{c}": gain(c, rows[c] - o[c]) for o in others for c in columns}

@@ -83,7 +83,7 @@ def why_unpublishable(label, count, preparation, mode="full", info=""):
         return f"it takes full mode, not {mode}" if mode != "full" else "its weights are random"
     if label != MAIN_IMAGES or count != WHOLE:
         return f"it takes {MAIN_IMAGES} with its {WHOLE:,} images, which {label} is not"
-    return f"{label} is an unknown copy" if preparation == "an unknown copy" else ""
+    return f"{label} is {preparation}" if preparation not in ("", "nearest neighbours") else ""
 
 
 def read_publishable(folder):

@@ -56,13 +56,12 @@ def build_model(rate):
 
 def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6, rate=1e-2,
           follow=False, plain=False, times=1, tick=False, **options):  # fmt: skip
-    """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s.
+    """Trains as the notebooks do, and saves the run; `options` are `TrainingCheckpoint`'s. Returns
+    (history, predictions, weights).
 
-    `killed_after` is the epoch whose state is kept last; `hook` is called with the number of each
-    epoch before its state is kept; `follow` adds the accuracy on test, as the study does; `plain`
-    leaves `TrainingCheckpoint` out and saves nothing; what comes after the model is run some
-    `times`, RETRAIN ticked after the first if `tick`. Returns (history, predictions, weights).
-    """
+    `killed_after` is the epoch whose state is kept last; `hook` is called with each epoch's number
+    before that; `follow` adds the accuracy on test; `plain` leaves `TrainingCheckpoint` out; what
+    comes after the model is run some `times`, then with RETRAIN if `tick`."""
 
     def kill(epoch):
         if epoch == killed_after:

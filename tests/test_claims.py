@@ -87,16 +87,13 @@ def with_width(mean, width):
     return mean + (values - values.mean()) * width / (high - low)
 
 
-def test_a_number_is_inside_a_narrow_interval_or_a_wide_one_or_outside():
+def test_a_number_is_inside_or_outside_and_a_difference_on_one_side_or_undecided():
     for width, value, verdict in (
         (0.0999, 0.82, REPRODUCED), (0.1001, 0.82, COMPATIBLE),  # 10 points are the limit
         (0.0999, 0.8499, REPRODUCED), (0.0999, 0.8501, NOT_REPRODUCED),
         (0.0999, 0.7501, REPRODUCED), (0.0999, 0.7499, NOT_REPRODUCED), (0.5, 0.2, NOT_REPRODUCED),
     ):  # fmt: skip
         assert claims.number_verdict(with_width(0.8, width), value) == verdict, (width, value)
-
-
-def test_a_difference_lies_on_one_side_or_is_undecided():
     for differences, margin, verdict in (
         ((0.018, 0.020, 0.022), 0, REPRODUCED), ((-0.018, -0.020, -0.022), 0, NOT_REPRODUCED),
         ((-0.01, 0.02, 0.05), 0, UNDECIDED), ((0.01, -0.02, -0.05), 0, UNDECIDED),
@@ -156,9 +153,6 @@ CHECKED = [  # claim, what is changed in run.json, verdict, words
     ("C04", {"originals_different": 1}, NOT_REPRODUCED, "1 of 72 originals differ"),
     ("C05", {"range": [0, 255]}, NOT_REPRODUCED, "values from 0 to 255"),
     ("C09", {"cause_runs": 2}, REPRODUCED, "2 stretches of one cause in the 3,875 sorted files"),
-    ("C09", {}, "ordered by cause: not reproduced; unshuffled training harms: reproduced",
-     "1,727 stretches of one cause in the 3,875 sorted files (2 if ordered, 1,757 expected"),
-    ("C13", {}, REPRODUCED, "62.5% of the test images, which the report means; 73.0% of all"),
     *((claim, {"parameters": 35_000_000}, NOT_REPRODUCED, "parameters")
       for claim in ("C07", "C14", "C19", "C23", "C24")),
 ]  # fmt: skip
@@ -178,6 +172,16 @@ def test_three_seeds_on_the_reports_own_images_decide_a_claim(old):
     row = judge(three, "C11")
     assert row["verdict"] == NOT_REPRODUCED and row["published"].endswith("; 3 seeds")
     assert [row["images"], judge(old, "C04")["images"]] == ["nearest neighbours", "originals"]
+
+
+def test_no_claim_is_open_and_all_but_losses_rest_on_five_seeds(published):
+    for row in claims.claims(published).itertuples():
+        parts = [part for part in claims.PARTS[row.claim].values() if "check" not in part]
+        few = {part.get("column") for part in parts} <= {"rises", "loss_slope", "val_loss_slope"}
+        seeds = int((row.published.split("; ")[-1].split() + ["0"])[0]) if parts else 5
+        assert not row.verdict.startswith("open") and seeds >= 3, (row.claim, few)
+    two, three = (rows["wrong_normals"] for rows in claims.pick(published, S02, S03).values())
+    assert all(len(a ^ b) < 0.1 * 234 for a, b in zip(two, three, strict=True))  # 03
 
 
 def test_runs_are_paired_by_their_seeds(old):

@@ -76,9 +76,10 @@ def run(monkeypatch, *arguments):
         return str(error) if path.read_text() == before else "changed"
 
 
-def leave_run(out, name, label="chest_xray_nearest224", count=5856, **changed):
+def leave_run(out, name, label="chest_xray_nearest224", count=5856,
+              preparation="nearest neighbours", **changed):  # fmt: skip
     """A finished run, as far as the scripts look at it."""
-    images = {"label": label, "count": count, "preparation": "nearest neighbours"}
+    images = {"label": label, "count": count, "preparation": preparation}
     info = {"run": name, "mode": "full", "seed": 0, "files": [], "images": images, **changed}
     write_json(out / f"seed-{info['seed']}" / name / "run.json", info)
 
@@ -101,7 +102,8 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
     assert not (project / "out").exists()  # nothing was executed
     random = {"pretrained": "random weights, never trained"}
     leave_run(project / "out", "99_before")
-    for fault in ({"label": "sample"}, {"count": 5855}, {"mode": "quick"}, random):
+    for fault in ({"label": "sample"}, {"count": 5855}, {"preparation": "a smoothed copy"},
+                  {"mode": "quick"}, random):  # fmt: skip
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")
         assert not (project / "results").exists()

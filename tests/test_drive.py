@@ -51,7 +51,6 @@ class Colab:
 
     def new_machine(self):
         shutil.rmtree(cxr.config.COLAB_OUTPUT)
-        cxr.drive._pending.clear()
         return self.setup()
 
     def finish_run(self, value=1.0, name=NAME, retrain=False):
@@ -113,11 +112,10 @@ def test_a_new_machine_finds_everything_and_makes_nothing_again(colab, monkeypat
 
 
 def test_a_kernel_restart_on_the_same_machine_is_no_news(colab, monkeypatch, capsys):
-    """Drive may keep times as it likes: only contents are compared."""
     colab.setup()
     colab.finish_run()
     monkeypatch.setattr(shutil, "copyfile", lambda *_, **__: 1 / 0)
-    for times in (0, 0), None:  # older than those here, and newer
+    for times in (0, 0), None:  # Drive may keep times as it likes, older or newer
         for path in colab.my_drive.rglob("*"):
             os.utime(path, times)
         before = {p: p.stat().st_mtime_ns for p in colab.my_drive.rglob("*")}
@@ -268,7 +266,6 @@ def test_another_finished_run_on_drive_is_kept_unless_retrain(colab, refuse, cap
 
 
 def test_a_lost_session_goes_on_after_the_last_state_on_drive(colab, monkeypatch, capsys):
-    """Which is copied over the old one, now and then, and deleted when the run is there."""
     colab.setup()
     clock, seen = [0.0], []
     monkeypatch.setattr(cxr.drive, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))

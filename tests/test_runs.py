@@ -100,7 +100,7 @@ def test_ones_own_run_comes_first_and_the_published_one_may_be_of_other_images(
 
 def test_the_published_run_never_replaces_ones_own(whole, run, publish, capsys):
     config, _ = run
-    with pytest.raises(utils.UserError, match="02_small: no whole weights in weights"):
+    with pytest.raises(utils.UserError, match="02_small: no weights are published"):
         small.train(config, use_published=True)
     publish()
     small.train(config, epochs=1, retrain=True)

@@ -103,8 +103,7 @@ def test_what_learns_is_a_setting(config, images):
 
 
 def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, killed, capsys):
-    """And a retraining that was killed goes on, with RETRAIN still ticked; a first training that
-    was killed does not."""
+    """A killed retraining goes on, with RETRAIN still ticked; a killed first training does not."""
     small.train(config, epochs=1)
     folder = config.output_dir / NAME
     old = small.contents(folder)
@@ -120,9 +119,8 @@ def test_retrain_keeps_the_old_run_until_the_new_one_is_complete(whole, config, 
 
 
 def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
-    """Cut off, or with a flipped bit: in an array's shape, in the state, in zip's own records."""
-    content = killed(1).read_bytes()
-    places = map(content.index, (b"7, 2), ", b"epoch", b"PK\x01\x02"))  # 147 becomes 143
+    content = killed(1).read_bytes()  # below: 147 becomes 143, the state, zip's own records
+    places = map(content.index, (b"7, 2), ", b"epoch", b"PK\x01\x02"))
     flipped = [content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in places]
     capsys.readouterr()
     for number, damaged in enumerate((content, content[:-50], b"", *flipped)):
