@@ -23,5 +23,6 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file right after the notebooks: no worker is to wait for it in the end."""
-    items.sort(key=lambda item: item.path.suffix == ".py" and item.path.stem != "test_training")
+    """The longest files right after the notebooks: no worker is to wait for them in the end."""
+    long = ("test_training", "test_results")
+    items.sort(key=lambda item: item.path.suffix == ".py" and item.path.stem not in long)
