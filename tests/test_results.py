@@ -230,15 +230,15 @@ def test_what_is_said_of_the_runs_without_a_number_holds(table):
     [flips] = beyond_.index[beyond_["ablation"] == "weak"]  # 06: the figure of Part 3
     assert beyond_["validation_two_auc"].idxmax() == beyond_["two_accuracy"].idxmin() == flips
     nadam, contrast, zoom = (main.loc[f"02_cnn1_2class-{n}"] for n in ("nadam", "contrast", "zoom"))
-    moved = (zoom["accuracy"] - two["accuracy"]).dropna()
-    assert len(moved) == 3 and (moved > 0).sum() == 2 and moved.min() > -0.005  # 02
+    for changed, better in (zoom, [1, 1, 0, 1, 1]), (contrast, [1, 1, 1, 0, 0]):  # 02
+        assert (changed["accuracy"] > two["accuracy"]).tolist() == better
     excess, long = three["viral_excess"], main.loc["05_cnn1_transfer-patience-10"]
     assert (excess > 30).sum() == 2 and (excess.abs() < 15).sum() == 3  # 03: larger, about equal
     assert (three["epochs"] > REPORTED["03_cnn1_3class"]["epochs"]).all()
     assert long["epochs"].mean() > 5 * transfer["epochs"][long.index].mean()  # 05
     for more, less, column in (
         (transfer, three, "accuracy"), (inception, transfer, "auc"), (transfer, long, "accuracy"),
-        (nadam, two, "rises"), (two, nadam, "accuracy"), (contrast, two, "accuracy"),
+        (nadam, two, "rises"), (two, nadam, "accuracy"),
     ):  # fmt: skip
         assert (more[column] - less[column]).dropna().gt(0).all(), column
     for other in (zoom, contrast):
