@@ -10,7 +10,6 @@ from pathlib import Path
 from cxr.files import STATE, UserError, atomic_write, checksum, read_json
 
 DRIVE = Path("/content/drive")
-REPLACES = ".replaces"  # beside a marker: it may overwrite another one on Drive
 STATE_INTERVAL = 600  # seconds between two copies of a running training's state
 
 
@@ -43,10 +42,10 @@ class DriveSync:
         """Copies a complete folder to Drive, and what was pending before it. A different one there
         is overwritten only if `replace`, which outlives the session as a file."""
         if replace:
-            marker.with_name(REPLACES).touch()
+            marker.with_name(".replaces").touch()
         self.pending[marker] = None
         for waiting in list(self.pending):
-            remote, replaces = self.remote_path(waiting), waiting.with_name(REPLACES)
+            remote, replaces = self.remote_path(waiting), waiting.with_name(".replaces")
             with self._tolerant(UserError):
                 is_new = not remote.exists()
                 differs = not is_new and not filecmp.cmp(waiting, remote, shallow=False)

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -35,11 +37,13 @@ def atomic_write(path, size=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size:
         raise UserError(f"{path} takes {size / 1e6:.0f} MB, more than is free. {_MORE_SPACE}")
-    for stale in path.parent.glob(f".*.part.{path.name}"):
+    for stale in path.parent.glob(f".*.part.{path.name}"):  # of killed processes
         with contextlib.suppress(OSError, ValueError):
-            if not psutil.pid_exists(int(stale.name.split(".")[1])):  # its process was killed
+            pid, _, host = stale.name[1:].partition(".part.")[0].partition("-")
+            dead = host == platform.node() and not psutil.pid_exists(int(pid))
+            if dead or time.time() - stale.stat().st_mtime > 3600:
                 stale.unlink()
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
+    part = path.with_name(f".{os.getpid()}-{platform.node()}.part.{path.name}")
     try:
         yield part
         with open(part, "rb+") as file:

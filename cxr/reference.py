@@ -33,8 +33,7 @@ def _history(run):
 
 
 def published_histories(runs):
-    """The epochs of rows of `published_runs`, one below the other: `TrainingCheckpoint.history`
-    with a column seed."""
+    """The epochs of rows of `published_runs`: `TrainingCheckpoint.history` with a column seed."""
     return pd.concat([_history(run).assign(seed=run.seed) for run in runs.itertuples()])
 
 

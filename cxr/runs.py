@@ -25,9 +25,8 @@ def run_name(name, **choices):
 
 
 class ModelRun:
-    """A finished run in a folder: `info` is the content of its run.json, `history` a DataFrame as
-    `TrainingCheckpoint.history`, `predictions` one as `predict` makes it. UserError, here or when
-    it is read, where a file is damaged."""
+    """A finished run in a folder: `info` (run.json); `history` and `predictions`, DataFrames as of
+    `TrainingCheckpoint` and `predict`. UserError, here or as it is read, for a damaged file."""
 
     history = property(lambda self: self._table("history.csv"))
     predictions = property(lambda self: self._table("predictions.csv"))
@@ -66,8 +65,7 @@ class ModelRun:
 
 
 def _without_optimizer(model):
-    """A model of the same layers and weights: Keras would save and expect an optimizer's too. Of
-    weights that were rounded to 16 bits, 16 are stored."""
+    """A model of the same layers and weights without optimizer; those rounded to 16 bits as 16."""
     weights, config = model.get_weights(), model.get_config()
     if all((w == w.astype("float16")).all() for w in weights if w.dtype == "float32"):
         config = json.loads(json.dumps(config).replace('"float32"', '"float16"'))

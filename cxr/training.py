@@ -53,7 +53,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             words = "the published run, not trained here: it may know these validation images"
             if not (run := find_published_run(name, need_weights=True)):
                 raise UserError(f"{name}: no weights are published for such settings, or weights/ "
-                                "is damaged (git checkout it). RETRAIN trains here.")  # fmt: skip
+                                "is damaged. Untick USE_PUBLISHED_WEIGHTS to train.")  # fmt: skip
         elif self.retrain or not (run := find_own_run(self.config, name)):
             if not (epoch := self._load_state(model)) and model.optimizer.iterations.numpy():
                 raise UserError(f"The model of {name} is trained already, at least for part of an "

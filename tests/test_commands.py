@@ -78,7 +78,6 @@ def run(monkeypatch, *arguments):
 
 def leave_run(out, name, label="chest_xray_nearest224", count=5856,
               preparation="nearest neighbours", **changed):  # fmt: skip
-    """A finished run, as far as the scripts look at it."""
     images = {"label": label, "count": count, "preparation": preparation}
     info = {"run": name, "mode": "full", "seed": 0, "files": [], "images": images, **changed}
     write_json(out / f"seed-{info['seed']}" / name / "run.json", info)

@@ -70,7 +70,6 @@ class Colab:
         assert contents(self.folder.parents[1]) == contents(self.config.cache_dir.parent)
 
     def assert_on_drive(self):
-        """The run is on Drive, whole and as it is here, with nothing beside it."""
         assert contents(self.folder) == contents(self.config.output_dir / NAME)
         assert {path.name for path in self.folder.iterdir()} == FILES
 

@@ -192,6 +192,7 @@ def test_sigkill_before_a_file_has_its_name(whole, config, retrain, number, caps
     if (retrain, number) in FSYNC:
         epochs = len(whole[0]) if retrain else 1
         assert f"Going on after epoch {epochs}" in capsys.readouterr().out
+        assert not any(folder.glob(".*.part*")), "left by a dead process"
 
 
 def train_on_two_devices(data, out):
