@@ -253,8 +253,8 @@ def test_smooth_normal_images_and_the_errors_that_seeds_share(sample_images):  #
 
     test = sample_images.metadata.query("source_split == 'test'")
     is_normal = (test["class3"] == "normal").to_numpy()
-    rough = beyond.image_numbers(sample_images.read(test.index[is_normal])).iloc[:, :2]
-    normal, pneumonia = (rough.index, _) = test["file"][is_normal], test["file"][~is_normal]
+    normal, pneumonia = test["file"][is_normal], test["file"][~is_normal]
+    rough = beyond.image_numbers(sample_images.read(normal.index)).iloc[:, :2].set_axis(normal)
     for run, low, high in (
         ("02_cnn1_2class", -0.15, 0.15), ("03_cnn1_3class", -0.15, 0.15),
         ("05_cnn1_transfer", -0.6, -0.25), ("06_beyond", -0.6, -0.3),
