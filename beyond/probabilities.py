@@ -151,7 +151,7 @@ def plot_operating_points(models):
     for (title, table), (colour, line, marker) in zip(models.items(), styles, strict=False):
         width = 2 if title == list(models)[-1] else 1.2
         style = {"color": colour, "linestyle": line, "linewidth": width}
-        at_50 = {"color": colour, "marker": marker, "markeredgecolor": "black"}
+        at_50 = {"color": colour, "marker": marker, "fillstyle": "none", "markersize": 8}
         is_ill, ill = table["true"] == "pneumonia", table["pneumonia"]
         called_pneumonia = ill >= 0.5
         found, alarms = called_pneumonia[is_ill].mean(), called_pneumonia[~is_ill].mean()

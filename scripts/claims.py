@@ -205,9 +205,9 @@ def strength(_, plain, other):
     """How strongly an ablation changes the images: its first layer."""
     config = other["info"].iloc[0]["settings"]["layers"][0][2]
     if "height_factor" in config:
-        return f", {np.max(np.abs(config['height_factor'])):.0%} in and out"
+        return f", zoom by up to {np.max(np.abs(config['height_factor'])):.0%} in or out"
     low, high = config["factor"]
-    return f", times {1 - low:g} to {1 + high:g}{'' if low else ' (one-sided)'}"
+    return f", contrast times {1 - low:g} to {1 + high:g}{'' if low else ' (one-sided)'}"
 
 
 CHECKS = {  # from run.json to (words, whether the claim holds), or nothing: there is no telling
@@ -227,10 +227,10 @@ CHECKS = {  # from run.json to (words, whether the claim holds), or nothing: the
 }  # fmt: skip
 REMARKS = {  # on a difference: from the differences and the runs' rows to words
     "strength": strength, "capped": lambda _, long, short:
-    " ({:.0f} and {:.0f} epochs, {} of {} ended by the epoch limit)".format(
+    "; {:.0f} epochs instead of {:.0f}, {} of {} ended by the epoch limit".format(
         long["epochs"].mean(), short["epochs"].mean(), long["capped"].sum(), len(long)),
     "excluded": lambda differences, *_:
-    f", which leaves out a gain above {100 * mean_interval(differences)[1]:.1f} points",
+    f", so no gain above {100 * mean_interval(differences)[1]:.1f} points",
     "constant": lambda _, shuffled, other: ", {} of {} unshuffled runs call every test image "
     "pneumonia".format((other["sensitivity"] - other["specificity"] == 1).sum(), len(other)),
 }  # fmt: skip

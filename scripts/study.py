@@ -36,7 +36,7 @@ WEAK = "layers.Resizing(160, 160), layers.RandomFlip('horizontal')]\n    _ = [" 
 BEYOND = {
     "crops": [(CROP, CROP.replace("()", "(area=(0.3, 1.0))"))],
     "weak": [("        " + CROP, WEAK + CROP)],
-    "frozen": [("frozen.trainable = False", "frozen.trainable = tuned.trainable = False")],
+    "frozen": [("frozen.trainable = False", "frozen.trainable = upper.trainable = False")],
     "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
                ("frozen.trainable = False", "frozen.trainable = True")],
     "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],

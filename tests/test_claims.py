@@ -194,13 +194,13 @@ def test_runs_are_paired_by_their_seeds(old):
 
 def test_rows_say_what_a_reader_must_know(old):
     flip = judge(old, "C06")["published"]
-    assert ", 10% in and out;" in flip and ", times 1 to 1.1 (one-sided);" in flip
+    assert ", zoom by up to 10% in or out; " in flip and "contrast times 1 to 1.1 (one-si" in flip
     layers = [["RandomContrast", 0, {"factor": [0.1, 0.1]}]]
     other = pd.DataFrame({"info": [{"settings": {"layers": layers}}]})
-    assert claims.strength(None, None, other) == ", times 0.9 to 1.1"
+    assert claims.strength(None, None, other) == ", contrast times 0.9 to 1.1"
     assert "3 of 3 unshuffled runs call every test" in judge(old, "C09")["published"]
-    assert "(95 and 45 epochs, 3 of 4 ended by the epoch limit)" in judge(old, "C29")["published"]
-    assert "), which leaves out a gain above" in judge(old, "C27")["published"]
+    assert "; 95 epochs instead of 45, 3 of 4 ended by" in judge(old, "C29")["published"]
+    assert "), so no gain above" in judge(old, "C27")["published"]
     assert "-0.008 to +0.020" in judge(old, "C08")["published"]  # rises alone, after epoch 1
 
 
