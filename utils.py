@@ -35,6 +35,7 @@ from cxr.runs import save_run as save_measurements
 from cxr.source import CLASS_NAMES, SOURCE_SPLITS, parse_name
 from cxr.training import TrainingCheckpoint
 
+pd.set_option("display.max_colwidth", None)  # claims are sentences
 QUICK_TRAINING_IMAGES = 640  # of Kaggle's 5,216: as many as data/sample holds
 
 
@@ -54,27 +55,24 @@ def assign_splits(metadata, config, by="image", fraction=0.2, stratify=True):
     of the train folder. Drawn is a `fraction` `by` "image" as in the report, or by "patient": all
     images of one on one side. The report does not say whether it looked at classes (`stratify`).
     """
-    seed = config.seed
+    if by not in ("image", "patient"):
+        raise UserError(f"by is {by!r}: say image or patient.")
+    options = {"test_size": fraction, "random_state": config.seed}
     split = metadata["source_split"].map({"train": "train", "val": "unused", "test": "test"})
     pool = metadata[metadata["source_split"] == "train"]
     if config.quick and len(pool) > QUICK_TRAINING_IMAGES:
-        kept, dropped = train_test_split(
-            pool.index, train_size=QUICK_TRAINING_IMAGES, stratify=pool["class3"], random_state=seed
-        )
+        quick = options | {"test_size": None, "train_size": QUICK_TRAINING_IMAGES}
+        kept, dropped = train_test_split(pool.index, stratify=pool["class3"], **quick)
         split[dropped], pool = "unused", pool.loc[kept].sort_index()
     if by == "patient":
         # Every patient has one class, so patients can be drawn as images are. (The folds of
         # StratifiedGroupKFold would differ between versions of scikit-learn.)
         patients = pool.groupby("patient")["class3"].first()
-        _, chosen = train_test_split(
-            patients.index, test_size=fraction, stratify=patients, random_state=seed
-        )
+        _, chosen = train_test_split(patients.index, stratify=patients, **options)
         chosen = pool.index[pool["patient"].isin(chosen)]
     else:
         classes = pool["class3"] if stratify else None
-        _, chosen = train_test_split(
-            pool.index, test_size=fraction, stratify=classes, random_state=seed
-        )
+        _, chosen = train_test_split(pool.index, stratify=classes, **options)
     split[chosen] = "validation"
     n, every = split.value_counts(), (metadata["source_split"] == "train").sum()
     print(f"{config.mode}     {n['train'] + n['validation']:,} of {every:,} training images "

@@ -45,7 +45,8 @@ def best_threshold(predictions):
     """The probability of pneumonia, a float, with the largest sum of sensitivity and specificity
     on a table of two classes."""
     is_ill = predictions["true"] == "pneumonia"
-    fpr, tpr, thresholds = metrics.roc_curve(is_ill, predictions["pneumonia"])
+    curve = metrics.roc_curve(is_ill, predictions["pneumonia"])
+    fpr, tpr, thresholds = (ends[1:] for ends in curve)  # the first threshold is infinite
     return thresholds[(tpr - fpr).argmax()]
 
 

@@ -59,7 +59,7 @@ class ImageCache:
     label: str  # names the set in results: "kaggle", "sample" or the folder's own name
     fingerprint: str  # SHA-256 of names and pixels
     test_fingerprint: str  # of the test images alone
-    root: Path | None  # of the files; None in a Colab session that found the array on Drive
+    root: Path | None  # of the files; None where the array of a downloaded set was found
     folder: Path  # of the cached array
     name: str  # the source in words, with no path of this machine
     is_resized: bool  # whether the set is a copy that somebody already brought to 224 x 224
@@ -115,7 +115,9 @@ def _open_cache(folder, root):
             print(f"The cached images in {display_path(folder)} are damaged ({error}): made again.")
         return None
     names = {"kaggle": f"Kaggle, {KAGGLE_HANDLE}", "sample": "the sample in data/sample"}
-    info["name"] = names.get(info.pop("source"), f"the folder {info['label']}")
+    source = info.pop("source")
+    info["label"] = root.name if source == "folder" else source  # today's, if it was renamed
+    info["name"] = names.get(source, f"the folder {info['label']}")
     info["is_resized"] = bool((metadata[["width", "height"]] == IMAGE_SIZE).all(axis=None))
     known = KNOWN_TEST_IMAGES.get(info["test_fingerprint"][:12], "an unknown copy")
     info["preparation"] = known if info["is_resized"] else "nearest neighbours"
@@ -153,8 +155,7 @@ def _build_cache(folder, root, source, metadata):
         metadata.to_csv(part, index=False)
     test = (metadata["source_split"] == "test").to_numpy()
     files.write_json(folder / "info.json", {
-        "source": source, "label": root.name if source == "folder" else source,
-        "fingerprint": fingerprint("\n".join(metadata["file"]), pixels),
+        "source": source, "fingerprint": fingerprint("\n".join(metadata["file"]), pixels),
         "test_fingerprint": fingerprint("\n".join(metadata["file"][test]), pixels[test]),
         "files": {name: checksum(folder / name) for name in ("pixels.npy", "metadata.csv")},
     })  # fmt: skip

@@ -108,13 +108,12 @@ def accelerators():
         return [d for d in tf.config.list_physical_devices() if d.device_type in ("GPU", "TPU")]
 
 
-def strategy(devices=None):
+def strategy():
     """How training is spread: over all GPUs where there are two or more, over a TPU's cores, else
-    not at all; or over `devices`, for instance ["CPU:0", "CPU:1"]. Build and compile a model
-    inside `with utils.strategy().scope():`."""
+    not at all. Build and compile a model inside `with utils.strategy().scope():`."""
     kinds = [device.device_type for device in accelerators()]
-    if devices or kinds.count("GPU") > 1:
-        return tf.distribute.MirroredStrategy(devices)
+    if kinds.count("GPU") > 1:
+        return tf.distribute.MirroredStrategy()
     if "TPU" in kinds or "TPU_WORKER_HOSTNAMES" in os.environ:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu="local")
         return tf.distribute.TPUStrategy(resolver)

@@ -6,7 +6,6 @@ from itertools import pairwise
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from sklearn import metrics
 
 from cxr.cache import to_rgb
@@ -16,7 +15,6 @@ from cxr.source import CLASS_NAMES
 CLASS_COLOURS = {  # kept for classes; apart for the colour-blind, and in grey by lightness
     "normal": "#56B4E9", "bacterial": "#D55E00", "viral": "#332288", "pneumonia": "#882255",
 }  # fmt: skip
-pd.set_option("display.max_colwidth", None)  # the claims are sentences
 plt.rcParams.update({
     "figure.dpi": 120, "savefig.bbox": "tight", "axes.spines.top": False,
     "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "legend.frameon": False,

@@ -18,6 +18,8 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS, WEIGHTS = PROJECT / "results", PROJECT / "weights"
 STATE = "training.npz"  # in the folder of a run that is not finished, see cxr/training.py
+# A progress bar, redrawn rarely, because in a log every one is a line.
+progress = functools.partial(tqdm, file=sys.stdout, ncols=88, mininterval=2, leave=False)
 _MORE_SPACE = "Free some, or set OUT (CXR_OUT) to a folder on a larger disk."
 
 
@@ -94,7 +96,3 @@ def damaged(path):
     if {RESULTS, WEIGHTS} & set(path.parents):
         hint = "it came with the project, so fetch the project again (git checkout .)"
     return UserError(f"{display_path(path)} is missing or damaged: {hint}.")
-
-
-# A progress bar, redrawn rarely, because in a log every one is a line.
-progress = functools.partial(tqdm, file=sys.stdout, ncols=88, mininterval=2, leave=False)

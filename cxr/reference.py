@@ -10,9 +10,8 @@ from cxr.runs import DEFAULTS, MAIN_IMAGES, ModelRun
 REPORT = json.loads((PROJECT / "cxr" / "reported.json").read_text(encoding="utf-8"))
 CLAIMS = REPORT["claims"]  # number: where the notebooks show the evidence, what the report says
 REPORTED = REPORT["runs"]  # of the test images; rows of the confusion matrix are true classes
-for _run in REPORTED.values():  # layers, Figs. 3, 8 and 11: layer, output shape, parameters
-    if "layers" in _run:
-        _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
+for _run in (_r for _r in REPORTED.values() if "layers" in _r):  # Figs. 3, 8 and 11
+    _run["layers"] = [(kind, tuple(shape), n) for kind, shape, n in _run["layers"]]
 (_a, _b), (_c, _d) = REPORTED["02_cnn1_2class"]["confusion"]
 REPORTED["02_cnn1_2class"] |= {"sensitivity": _d / (_c + _d), "specificity": _a / (_a + _b)}
 _MAIN = {**DEFAULTS, "stratified": True, "ablation": ""}
@@ -51,8 +50,8 @@ def sensitivity_table(notebook):
     Returns a DataFrame: seed, dropout, stratified, patience, weights (of the "best" or the
     "last" epoch), epoch (of these, from 1) and accuracy on the test images, if it was followed."""
     rows, columns = [], ["seed", "dropout", "stratified", "patience", "weights"]
-    every = dict.fromkeys(("dropout", "patience", "stratified"))
-    for run in published_runs(notebook, **every).itertuples():
+    runs = published_runs(notebook, dropout=None, patience=None, stratified=None)
+    for run in runs.itertuples():
         history = _history(run)
         for patience in range(2, min(run.patience, 10) + 1) if "test_accuracy" in history else ():
             for weights, epoch in stopping_epochs(history["val_loss"], patience).items():

@@ -26,10 +26,10 @@ def run_name(name, **choices):
 
 class ModelRun:
     """A finished run in a folder: `info` (run.json); `history` and `predictions`, DataFrames as of
-    `TrainingCheckpoint` and `predict`. UserError, here or as it is read, for a damaged file."""
+    `TrainingCheckpoint` and `predict`, exact. UserError, also as they are read, where damaged."""
 
-    history = property(lambda self: self._table("history.csv"))
-    predictions = property(lambda self: self._table("predictions.csv"))
+    history = property(lambda self: pd.read_csv(self._file("history.csv"), engine="python"))
+    predictions = property(lambda self: pd.read_csv(self._file("predictions.csv"), engine="python"))
 
     def __init__(self, folder):
         self.folder = folder
@@ -49,9 +49,6 @@ class ModelRun:
         with contextlib.suppress(UserError):
             return bool(self._file("model.weights.h5"))
         return False
-
-    def _table(self, name):
-        return pd.read_csv(self._file(name), engine="python")  # exact to the last bit
 
     def load_weights(self, model):
         """Loads the run's weights into a model of the same layers; UserError if they do not fit."""

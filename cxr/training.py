@@ -38,17 +38,21 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     @property
     def history(self):
-        """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds."""
+        """DataFrame, by epoch (from 1): loss, accuracy, val_loss, val_accuracy, seconds. UserError
+        while the training has not ended: nobody plots or saves half of one for a whole."""
+        if not self.ended:
+            raise UserError(f"The training of {self.name} was interrupted: run its cell again.")
         return pd.DataFrame(self.rows)
 
     def restore(self, model):
         """Puts back what there is, the published run, a finished one or an interrupted training,
         into a compiled model; returns the epoch to go on from, for `fit`. UserError where the
-        finished run has other settings, the model is trained, or no weights are kept or there."""
+        finished run has other settings, the model is trained already, nothing is published, or
+        early stopping does not restore the best weights."""
         self.settings, name, stopping = self._describe(model), self.name, self.early_stopping
         if not stopping.restore_best_weights or stopping.start_from_epoch:
             raise UserError("EarlyStopping needs restore_best_weights here, no start_from_epoch.")
-        self.rows, self.counters, self.is_new = [], {}, True  # new: for `save_run` to write
+        self.rows, self.counters, self.is_new, self.ended = [], {}, True, False
         if self.use_published and not self.retrain:
             words = "the published run, not trained here: it may know these validation images"
             if not (run := find_published_run(name, need_weights=True)):
@@ -68,7 +72,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         warn_other_images(run, self.images)
         run.load_weights(self.kept or model)
         model.optimizer.iterations.assign(1)  # so that RETRAIN does not go on from these weights
-        self.rows, self.is_new = run.history.to_dict("records"), False
+        self.rows, self.is_new, self.ended = run.history.to_dict("records"), False, True
         shown = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
         print(self.history[shown].round(4).to_string(index=False))
         return FINISHED
@@ -95,7 +99,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         variables = [*model.variables, *model.optimizer.variables]
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
-        self.rows = state["history"]
+        self.rows, self.ended = state["history"], state["stopped"]
         self.counters = state["counters"] | {"best_weights": arrays[len(variables) :]}
         print(f"Going on after epoch {len(self.rows)} of a training that was interrupted.")
         if not state["stopped"]:
@@ -106,6 +110,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         vars(self.early_stopping).update(self.counters)  # it has just reset itself
 
+    def on_train_end(self, logs=None):
+        self.ended = True  # Keras does not come here from an interrupted `fit`
+
     def on_epoch_begin(self, epoch, logs=None):
         self.shuffle.epoch, self.began = epoch, time.perf_counter()
 
@@ -114,7 +121,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         seconds = round(time.perf_counter() - self.began, 2)
         self.rows.append({"epoch": epoch + 1, **measures, "seconds": seconds})
         variables = [*self.model.variables, *self.model.optimizer.variables]
-        arrays = [*(variable.numpy() for variable in variables), *stopping.best_weights]
+        arrays = [*(variable.numpy() for variable in variables), *(stopping.best_weights or ())]
         state = {
             "arrays": len(arrays), "settings": self.settings, "retrain": self.retrain,
             "history": self.rows, "stopped": bool(self.model.stop_training),

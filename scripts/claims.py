@@ -64,7 +64,7 @@ def _measures(run):
         "ablation": suffix if suffix in ABLATIONS + BEYOND else "",
         "inception": info.get("inception", ""),
         "epochs": len(history), "best_epoch": best + 1, "best_val_loss": loss[best],
-        "seconds": (spent := max(info["seconds"], history["seconds"].sum())), "minutes": spent / 60,
+        "minutes": max(info["seconds"], history["seconds"].sum()) / 60,
         "capped": len(history) - 1 - best < patience,
         "rises": loss.diff().clip(lower=0).iloc[1:].mean(),
         "val_above_train": (history["val_accuracy"] > history["accuracy"]).sum(),
@@ -350,7 +350,7 @@ GROUPS = {  # beginning of keys: a run, and others that must have the same seeds
 
 def marker_texts(table):
     """dict from a marker's key to its text, None where it is not published yet."""
-    columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience", "seconds"])
+    columns = table.select_dtypes("number").columns.drop(["seed", "dropout", "patience"])
     main = table[(table["images"] == MAIN_IMAGES) & (table["seed"] == 0)].set_index("run")
     beyond = {"06.": S06, **{f"06.{name}_": f"{S06}-{name}" for name in BEYOND}}
     main = main.reindex([S01, *REPORTED, *beyond.values(), TRUST, f"{S04}-rescaled"])  # or NaN

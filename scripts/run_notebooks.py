@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 WHOLE, MAIN_IMAGES = 5856, "chest_xray_nearest224"  # images; label of the report's preparation
 WITH_WEIGHTS = ("02_cnn1_2class", "03_cnn1_3class", "05_cnn1_transfer", "06_beyond")
 PATHS = ("CXR_DATA", "CXR_OUT", "CXR_INCEPTION_WEIGHTS", "CXR_XCEPTION_WEIGHTS")
-NO_PATHS = ("", "kaggle", "sample", "imagenet", "random")  # what else these may hold
+NO_PATHS = ("kaggle", "sample", "imagenet", "random")  # what else these may hold
 
 
 class EchoingClient(NotebookClient):
@@ -34,8 +34,8 @@ class EchoingClient(NotebookClient):
 def resolve_environment():
     """Makes relative folders those of this folder, not of notebooks/; returns the one for OUT."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, whatever is registered
-    for name in PATHS:
-        if (value := os.environ.get(name, "").strip()) not in NO_PATHS:
+    for name, value in ((name, os.environ.get(name, "").strip()) for name in PATHS):
+        if value and (name == "CXR_OUT" or value not in NO_PATHS):
             os.environ[name] = str(Path(value).expanduser().absolute())
     return Path(os.environ.get("CXR_OUT") or PROJECT / "artifacts")
 
@@ -124,11 +124,11 @@ def main():
     text = "".join(path.read_text("utf-8") for path in chosen)
     if unknown := [name for name in fields if not re.search(f'"{name} = .*#@param', text)]:
         parser.error(f"no form field {', '.join(unknown)} in these notebooks")
-    if options.publish:  # as far as the settings tell: Kaggle, or a search, may give anything
+    if options.publish:  # as far as the settings tell
         data, mode, seed = (os.environ.get(f"CXR_{n}", "") for n in ("DATA", "MODE", "SEED"))
-        count = WHOLE if data in NO_PATHS else min(WHOLE, len([*Path(data).rglob("*.jp*g")]))
+        count = 0 if data in ("", *NO_PATHS) else min(WHOLE, len([*Path(data).rglob("*.jp*g")]))
         reasons = [
-            why_unpublishable(Path(data).name or MAIN_IMAGES, count, "", mode or "full"),
+            why_unpublishable(Path(data).name or "a search", count, "", mode or "full"),
             fields and "a form field is filled", seed.lstrip("0") and f"the seed is {seed}, not 0",
             *(f"{n} is random" for n in PATHS[2:] if os.environ.get(n, "").strip() == "random"),
         ]  # fmt: skip

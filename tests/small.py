@@ -7,6 +7,7 @@ import os
 import keras
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 import utils
@@ -88,9 +89,15 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     rows = pd.concat([validation, test])
     for _ in range(times):
         first = 0 if plain else checkpoint.restore(model)
-        if first <= epochs or times > 1:  # notebooks 04 and 05 ask first, the others do not
-            done = model.fit(data, validation_data=validation_data, epochs=epochs, verbose=0,
-                             initial_epoch=first, callbacks=callbacks, shuffle=False)  # fmt: skip
+        try:
+            if first <= epochs or times > 1:  # notebooks 04 and 05 ask first, the others do not
+                done = model.fit(
+                    data, validation_data=validation_data, epochs=epochs, verbose=0,
+                    initial_epoch=first, callbacks=callbacks, shuffle=False)  # fmt: skip
+        except Killed:
+            with pytest.raises(utils.UserError, match="was interrupted: run its cell again"):
+                utils.save_run(checkpoint, model, None)
+            raise
         predictions = utils.prediction_table(rows, 2, model(floats(images, rows), training=False))
         if not plain:
             utils.save_run(checkpoint, model, predictions)

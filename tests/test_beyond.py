@@ -54,6 +54,7 @@ def test_two_classes_and_thresholds_by_hand():
     assert beyond.two_classes(two) is two
     rows = beyond.threshold_table(two).loc[["50%", "chosen on validation"]]
     assert rows.to_numpy().tolist() == [[0.5, 1, 0.5, 0.75], [0.7, 1, 1, 1]]
+    assert (beyond.threshold_table(two.assign(pneumonia=0.5))["threshold"] == 0.5).all()
 
 
 def test_a_temperature_mends_what_is_too_sure():

@@ -76,7 +76,7 @@ def run(monkeypatch, *arguments):
         return str(error) if path.read_text() == before else "changed"
 
 
-def leave_run(out, name, label="chest_xray_nearest224", count=5856,
+def leave_run(out, name, label="chest_xray_nearest224", count=1,
               preparation="nearest neighbours", **changed):  # fmt: skip
     images = {"label": label, "count": count, "preparation": preparation}
     info = {"run": name, "mode": "full", "seed": 0, "files": [], "images": images, **changed}
@@ -90,18 +90,24 @@ def test_run_fills_fields_and_leaves_the_committed_notebooks_alone(project, monk
     assert notebook.metadata == {"language_info": {"name": "python"}}
     assert re.search("(?s)say this.*99_extra stopped", run(monkeypatch, "--field", "A=bad"))
     assert run(monkeypatch, "--field", "OTHER=1") == "2"  # argparse says what is wrong
+    monkeypatch.setenv("CXR_OUT", "sample")
+    assert run_notebooks.resolve_environment().is_absolute()
 
 
 def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypatch):
-    for name, value in (("MODE", "quick"), ("SEED", 3), ("DATA", "sample"), ("DATA", project),
-                        ("INCEPTION_WEIGHTS", "random")):  # fmt: skip
+    for name, value in (("MODE", "quick"), ("SEED", 3), ("DATA", "sample"), ("DATA", ""),
+                        ("DATA", project), ("INCEPTION_WEIGHTS", "random")):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setenv(f"CXR_{name}", str(value))
             assert "Nothing is published" in run(patch, "--publish")
     assert not (project / "out").exists()  # nothing was executed
+    (data := project / "chest_xray_nearest224").mkdir()
+    (data / "one.jpeg").touch()
+    monkeypatch.setattr(run_notebooks, "WHOLE", 1)
+    monkeypatch.setenv("CXR_DATA", str(data))
     random = {"pretrained": "random weights, never trained"}
     leave_run(project / "out", "99_before")
-    for fault in ({"label": "sample"}, {"count": 5855}, {"preparation": "a smoothed copy"},
+    for fault in ({"label": "sample"}, {"count": 0}, {"preparation": "a smoothed copy"},
                   {"mode": "quick"}, random):  # fmt: skip
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")

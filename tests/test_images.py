@@ -41,6 +41,8 @@ def test_kaggles_nesting_inner_copy_and_hidden_files(tiny_set, make_config, tmp_
             (root / "train" / "NORMAL" / name).write_bytes(b"x")
         assert find_images(str(tmp_path)) == (root, "folder")
         assert len(utils.load_images(make_config(tmp_path, out=tmp_path / "out")).metadata) == 24
+    renamed = root.rename(tmp_path.with_name("renamed"))
+    assert utils.load_images(make_config(renamed, out=renamed / "out")).label == "renamed"
 
 
 def test_kaggles_input_comes_before_the_local_set(tiny_set, nowhere):

@@ -40,6 +40,8 @@ def test_the_split_is_the_same_on_any_machine():
     ):  # fmt: skip
         split = assign(**options)["split"]
         assert hashlib.sha256(",".join(split).encode()).hexdigest()[:16] == fingerprint, options
+    with pytest.raises(utils.UserError, match="'patients': say image or patient"):
+        assign(by="patients")
 
 
 def test_a_fifth_of_kaggles_training_images_by_class_or_by_patient():
@@ -226,7 +228,7 @@ def test_a_class_without_images_is_not_measured_and_the_run_is_saved(config, ima
         assert row["ROC AUC"] == row[f"recall {missing}"] == "-" and row["accuracy"].endswith("%")
         plt.close(utils.plot_confusion(table, "title"))
         checkpoint = utils.TrainingCheckpoint(config, missing, images, None, None)
-        vars(checkpoint).update(settings={}, rows=[], is_new=True)
+        vars(checkpoint).update(settings={}, rows=[], is_new=True, ended=True)
         utils.save_run(checkpoint, small.build_model(0.1), table)
         content = (config.output_dir / missing / "run.json").read_text()
         metrics = json.loads(content, parse_constant=lambda name: 1 / 0)["metrics"]["test"]

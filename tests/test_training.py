@@ -127,9 +127,9 @@ def test_a_damaged_state_is_said_and_not_used(config, killed, capsys):
         state = config.output_dir / f"02_{number}" / "training.npz"
         state.parent.mkdir()
         state.write_bytes(damaged)
-        history = small.train(config, f"02_{number}", epochs=0)[0]
-        assert len(history) == (number == 0)
-        assert ("training.npz cannot be used" in capsys.readouterr().out) == (number > 0)
+        small.train(config, f"02_{number}", epochs=1)
+        assert ("Going on after epoch 1" in (said := capsys.readouterr().out)) == (number == 0)
+        assert ("training.npz cannot be used" in said) == (number > 0)
 
 
 @contextlib.contextmanager
@@ -201,7 +201,7 @@ def train_on_two_devices(data, out):
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
     config, layers, results = utils.setup(data=data, out=out, mode="full"), keras.layers, []
     images = utils.load_images(config)
-    for strategy in (utils.strategy(), utils.strategy(["CPU:0", "CPU:1"])):
+    for strategy in (utils.strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
         for epochs in (1, 2):  # each in a session of its own
             with strategy.scope():
                 keras.utils.set_random_seed(0)
