@@ -74,7 +74,7 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
     shuffle = utils.EpochShuffle(config.seed)
     data = utils.make_dataset(images, training, 2, 2, shuffle)
     data = data if plain else data.prefetch(1).take(9)  # as a newcomer may write, in vain
-    validation_data = floats(images, validation), utils.one_hot(validation, 2)
+    held_out = floats(images, validation), utils.one_hot(validation, 2)
     model = build_model(rate)
     early_stopping = keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
     checkpoint = utils.TrainingCheckpoint(config, name, images, early_stopping, shuffle, **options)
@@ -86,14 +86,13 @@ def train(config, name=NAME, killed_after=None, hook=None, patience=1, epochs=6,
         callbacks.insert(1, eval(study.FOLLOW, {"keras": keras, **names}))  # noqa: S307
     if plain:
         callbacks = [early_stopping, at_end(lambda epoch: setattr(shuffle, "epoch", epoch))]
+    fixed = {"epochs": epochs, "verbose": 0, "callbacks": callbacks, "shuffle": False}
     rows = pd.concat([validation, test])
     for _ in range(times):
         first = 0 if plain else checkpoint.restore(model)
         try:
             if first <= epochs or times > 1:  # notebooks 04 and 05 ask first, the others do not
-                done = model.fit(
-                    data, validation_data=validation_data, epochs=epochs, verbose=0,
-                    initial_epoch=first, callbacks=callbacks, shuffle=False)  # fmt: skip
+                done = model.fit(data, validation_data=held_out, initial_epoch=first, **fixed)
         except Killed:
             with pytest.raises(utils.UserError, match="was interrupted: run its cell again"):
                 utils.save_run(checkpoint, model, None)

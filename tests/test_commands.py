@@ -76,7 +76,7 @@ def run(monkeypatch, *arguments):
         return str(error) if path.read_text() == before else "changed"
 
 
-def leave_run(out, name, label="chest_xray_nearest224", count=1,
+def leave_run(out, name, label="chest_xray_nearest224", count=0,
               preparation="nearest neighbours", **changed):  # fmt: skip
     images = {"label": label, "count": count, "preparation": preparation}
     info = {"run": name, "mode": "full", "seed": 0, "files": [], "images": images, **changed}
@@ -101,13 +101,11 @@ def test_publish_refuses_by_the_settings_and_again_by_the_runs(project, monkeypa
             patch.setenv(f"CXR_{name}", str(value))
             assert "Nothing is published" in run(patch, "--publish")
     assert not (project / "out").exists()  # nothing was executed
-    (data := project / "chest_xray_nearest224").mkdir()
-    (data / "one.jpeg").touch()
-    monkeypatch.setattr(run_notebooks, "WHOLE", 1)
-    monkeypatch.setenv("CXR_DATA", str(data))
+    monkeypatch.setattr(run_notebooks, "WHOLE", 0)
+    monkeypatch.setenv("CXR_DATA", str(project / "chest_xray_nearest224"))
     random = {"pretrained": "random weights, never trained"}
     leave_run(project / "out", "99_before")
-    for fault in ({"label": "sample"}, {"count": 0}, {"preparation": "a smoothed copy"},
+    for fault in ({"label": "sample"}, {"count": 1}, {"preparation": "a smoothed copy"},
                   {"mode": "quick"}, random):  # fmt: skip
         leave_run(project / "out", "99_extra", **fault)
         assert "not published" in run(monkeypatch, "--publish")

@@ -113,8 +113,7 @@ def test_the_predictions_are_of_the_right_images_and_the_same_test_images_everyw
 
 def test_a_run_is_what_its_folder_says_and_a_label_one_fingerprint(table):
     for folder in FOLDERS:
-        found = info(folder)
-        images = found["images"]
+        images = (found := info(folder))["images"]
         assert (images["label"], f"seed-{found['seed']}", found["run"]) == folder.parts[-3:]
         assert found["mode"] == "full" and images["count"] == sum(REPORT["kaggle_counts"].values())
         assert images["preparation"] == KNOWN_TEST_IMAGES[images["test_fingerprint"][:12]]
@@ -164,6 +163,7 @@ def test_an_ablation_is_what_its_name_says(table):
             "crops": crop.get("area") == [0.3, 1.0], "weak": is_06 and not crop,
             "frozen": is_06 and found["trainable"] == 3 * (2048 + 1),
             "image": is_06 and settings["train"] != main["train"],
+            "random": is_06 and found["trainable"] == found["parameters"] - 54_528,
             "scratch": is_06 and found["parameters"] < 3_000_000,
         }.items():  # fmt: skip
             assert holds == (ours["ablation"] == ablation), (name(folder), ablation)
@@ -230,6 +230,8 @@ def test_what_is_said_of_the_runs_without_a_number_holds(table):
     beyond_ = table[(table["images"] == MAIN_IMAGES) & (table["notebook"] == "06_beyond")]
     [flips] = beyond_.index[beyond_["ablation"] == "weak"]  # 06: the figure of Part 3
     assert beyond_["validation_two_auc"].idxmax() == beyond_["two_accuracy"].idxmin() == flips
+    of_0 = beyond_[beyond_["seed"] == 0]
+    assert of_0["validation_accuracy"].idxmax() == of_0["best_val_loss"].idxmin() == flips
     nadam, contrast, zoom = (main.loc[f"02_cnn1_2class-{n}"] for n in ("nadam", "contrast", "zoom"))
     for changed, better in (zoom, [1, 1, 0, 1, 1]), (contrast, [1, 1, 1, 0, 0]):  # 02
         assert (changed["accuracy"] > two["accuracy"]).tolist() == better
@@ -265,8 +267,9 @@ def test_smooth_normal_images_and_the_errors_that_seeds_share(sample_images):  #
     answers = [ill("06_beyond", seed) for seed in range(3)] + [ill("02_cnn1_2class", 0)]
     first, *others = (set(normal[a[normal].to_numpy() > 0.5]) for a in answers)
     assert len(first) == 20 and all(first <= other for other in others)
-    surest = answers[0][pneumonia].nsmallest(3).index
-    assert all((a[surest] < 0.5).all() for a in answers[:3])
+    by_seed = pd.DataFrame([a[pneumonia] for a in answers[:3]], range(3)).T.sort_values(0)
+    times = (by_seed[by_seed[0] < 0.5] < 0.5).sum(axis=1)  # missed by seed 0, the surest first
+    assert (times[:3] == 3).all() and (times[3:] == 1).mean() > 0.5
 
 
 def test_weights_are_those_of_the_published_runs_with_seed_0():
