@@ -23,12 +23,12 @@ help-all:  # list the maintainers' commands too
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
-		"This is Python %d.%d; the packages need 3.11 to 3.13. Say for example: make PYTHON=python3.13" % v)'
+		"This is Python %d.%d; it takes 3.11 to 3.13. For example: make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-run: $(READY)  ## execute the notebooks: quick on the sample, or MODE=full DATA=folder; NAMES=... for some of them
+run: $(READY)  ## execute the notebooks: quick on the sample, or MODE=full DATA=folder; NAMES=...
 	$(SETTINGS) $(BIN)/python scripts/run_notebooks.py $(FIELDS:%=--field %) $(NAMES)
 
 test: $(READY)  ## ruff, the tests, and the notebooks under nbval in quick mode
@@ -42,10 +42,10 @@ test-all:  ## the same and the slow tests: a rehearsal of Colab (3 GB), the whol
 results: $(READY)  ## write tables, figure and numbers in prose anew from results/
 	$(BIN)/python scripts/claims.py
 
-publish: $(READY)  # run, then write outputs over the notebooks, results/ and weights/: MODE=full DATA=folder
+publish: $(READY)  # run, and write over notebooks, results/, weights/: MODE=full DATA=folder
 	$(SETTINGS) $(BIN)/python scripts/run_notebooks.py --publish $(NAMES)
 
-study: $(READY)  # every seed and ablation into results/: DATA=folder SEEDS="0 1 2" STEPS="main unstopped"
+study: $(READY)  # seeds and ablations into results/: DATA=folder SEEDS="0 1" STEPS="main unstopped"
 	$(SETTINGS) $(BIN)/python scripts/study.py --seeds $(SEEDS) $(if $(STEPS),--steps $(STEPS))
 
 bench: $(READY)  # timings as ratios, into results/bench.json: DATA=folder ORIGINALS=folder
@@ -54,7 +54,7 @@ bench: $(READY)  # timings as ratios, into results/bench.json: DATA=folder ORIGI
 kill-and-resume: $(READY)  # kill -9 at KILLS (50) random moments of all notebooks
 	$(BIN)/python benchmarks/kill_and_resume.py --kills $(or $(KILLS),50)
 
-sample: $(READY)  # check data/sample against a whole copy, or draw it where it is not there: DATA=folder
+sample: $(READY)  # check data/sample against a whole copy, or draw it anew: DATA=folder
 	$(BIN)/python scripts/make_sample.py $(if $(wildcard data/sample/manifest.csv),--check) "$(DATA)"
 
 set-repository: $(READY)  # REPO=owner/name: where badges and set-up cells find the project
