@@ -37,8 +37,8 @@ BEYOND = {
     "crops": [(CROP, CROP.replace("()", "(area=(0.3, 1.0))"))],
     "weak": [("        " + CROP, WEAK + CROP)],
     "frozen": [("frozen.trainable = False", "frozen.trainable = upper.trainable = False")],
-    "random": [("weights=weights", "weights=None"), ("xception.load_weights(file)", "pass"),
-               ("frozen.trainable = False", "frozen.trainable = True")],
+    "random": [("utils.pretrained_weights(config, keras.applications.Xception)",
+                "None, None, 'none'"), ("frozen.trainable = False", "frozen.trainable = True")],
     "image": [('by="patient", fraction', "fraction"), ("assert not set(", "_ = set(")],
     "scratch": [(f"{x} = False", f"{x} = True") for x in ("FROM_SCRATCH", "USE_PUBLISHED_WEIGHTS")],
 }  # fmt: skip
