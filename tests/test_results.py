@@ -238,10 +238,10 @@ def test_what_is_said_of_the_runs_without_a_number_holds(table):
     excess, long = three["viral_excess"], main.loc["05_cnn1_transfer-patience-10"]
     assert (excess > 30).sum() == 2 and (excess.abs() < 15).sum() == 3  # 03: larger, about equal
     assert (three["epochs"] > REPORTED["03_cnn1_3class"]["epochs"]).all()
-    assert long["epochs"].mean() > 5 * transfer["epochs"][long.index].mean()  # 05
+    assert 3.5 < long["epochs"].mean() / transfer["epochs"].mean() < 4.5  # 05: about four times
     for more, less, column in (
         (transfer, three, "accuracy"), (inception, transfer, "auc"), (transfer, long, "accuracy"),
-        (nadam, two, "rises"), (two, nadam, "accuracy"),
+        (long, transfer, "validation_accuracy"), (nadam, two, "rises"), (two, nadam, "accuracy"),
     ):  # fmt: skip
         assert (more[column] - less[column]).dropna().gt(0).all(), column
     for other in (zoom, contrast):
