@@ -26,7 +26,8 @@ def run_name(name, **choices):
 
 class ModelRun:
     """A finished run in a folder: `info` (run.json); `history` and `predictions`, DataFrames as of
-    `TrainingCheckpoint` and `predict`, exact. UserError, also as they are read, where damaged."""
+    `TrainingCheckpoint` and `predict` (exact from pandas 3 on). UserError, also from these two,
+    for a damaged file."""
 
     history = property(lambda self: pd.read_csv(self._file("history.csv"), engine="python"))
     predictions = property(lambda self: pd.read_csv(self._file("predictions.csv"), engine="python"))
